@@ -1,0 +1,70 @@
+"""A policy's opinion, and the decision that the chain makes of several.
+
+A *verdict* is what one policy says; a *decision* is what the session acts on. Both are values.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mailgate.smtp.reply import Reply
+
+
+@dataclass(frozen=True, slots=True)
+class Continue:
+    """No objection. Notes are frozen dataclasses for later policies and for the record."""
+
+    notes: tuple[object, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Accept:
+    """No objection, and later policies of this stage need not be asked."""
+
+    notes: tuple[object, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """Refused for good: a 5xx reply."""
+
+    reply: Reply
+    notes: tuple[object, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Defer:
+    """Refused for now: a 4xx reply. A 421 also ends the session."""
+
+    reply: Reply
+    notes: tuple[object, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Quarantine:
+    """Taken, and kept in the folder Junk."""
+
+    reason: str
+    notes: tuple[object, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Discard:
+    """Answered as if taken, and not kept; the record says so."""
+
+    reason: str
+    notes: tuple[object, ...] = ()
+
+
+Verdict = Continue | Accept | Reject | Defer | Quarantine | Discard
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What the chain answers for one request: the verdict that prevailed, whose it is, and all notes."""
+
+    verdict: Verdict
+    policy: str = ""  # the name of the policy whose verdict prevailed; "" where none objected
+    notes: tuple[object, ...] = ()
