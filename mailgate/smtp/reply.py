@@ -42,6 +42,15 @@ class Reply:
         return start + " ".join(self.lines) + end
 
 
+class ProtocolError(Exception):
+    """The peer's fault; `reply` is what it has to hear."""
+
+    def __init__(self, reply: Reply) -> None:
+        """Carry this reply to whoever speaks with the peer."""
+        super().__init__(reply.text())
+        self.reply = reply
+
+
 def reply(code: int, enhanced: str, *lines: str) -> Reply:
     """A Reply of these lines."""
     return Reply(code, enhanced, lines)
