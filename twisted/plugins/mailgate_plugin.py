@@ -6,7 +6,7 @@ names the module, and twistd imports it when it is asked for.
 
 from twisted.application.service import ServiceMaker
 
-mailgate = ServiceMaker(  # type: ignore[no-untyped-call]  # Twisted gives it no types
+mailgate = ServiceMaker(
     "mailgate",
     "mailgate.tap",
     "Receive mail over SMTP and keep it in PostgreSQL.",
