@@ -1,0 +1,539 @@
+"""The configuration: one TOML file read into frozen dataclasses, or every fault in it at once.
+
+Each dataclass below is a section and each field a key; `mailgate.toml` reads them. Here is what mailgate means by
+them, and what several keys must be together. Nothing is bound, started or written. `etc/mailgate.toml` tells the
+operator about every key. Only `mailgate.service` and the command line see a Config; all others get values.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+import socket
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import psycopg2
+from psycopg2.extensions import parse_dsn
+from twisted.internet.endpoints import serverFromString
+
+from mailgate.certificate import CertificateFiles
+from mailgate.policy.stage import Role
+from mailgate.toml import (
+    ByName,
+    ConfigError,
+    Derived,
+    Fault,
+    FilePath,
+    FolderPath,
+    Integer,
+    IpAddress,
+    IpNetwork,
+    Key,
+    ListOf,
+    NamedTables,
+    Network,
+    Number,
+    OneOf,
+    Reader,
+    Table,
+    Text,
+    Wrong,
+)
+
+__all__ = ["Config", "ConfigError", "Fault", "load_config", "reloadable_differences"]
+
+DATA_LOSS_SENTENCE = "a crash may lose mail that was acknowledged"
+MODERN_CIPHERS = (
+    "ECDHE-ECDSA-AES128-GCM-SHA256:ECDHE-RSA-AES128-GCM-SHA256:ECDHE-ECDSA-AES256-GCM-SHA384:"
+    "ECDHE-RSA-AES256-GCM-SHA384:ECDHE-ECDSA-CHACHA20-POLY1305:ECDHE-RSA-CHACHA20-POLY1305:"
+    "DHE-RSA-AES128-GCM-SHA256:DHE-RSA-AES256-GCM-SHA384"
+)
+
+_LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+_DOMAIN = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(?:\.{_LABEL})*", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class DomainName:
+    """A domain name in A-form, without a final dot."""
+
+    def read(self, value: object, key: str, reader: Reader) -> str:
+        """The name in lower case."""
+        if not isinstance(value, str) or not _DOMAIN.fullmatch(value):
+            raise Wrong(f"{value!r} is not a domain name", 'use the form "mail.example.test"')
+        return value.lower()
+
+
+@dataclass(frozen=True, slots=True)
+class ServerName:
+    """A name that a client may ask for by SNI: a domain name, or "*." and one."""
+
+    def read(self, value: object, key: str, reader: Reader) -> str:
+        """The name in lower case."""
+        if not isinstance(value, str) or not _DOMAIN.fullmatch(value.removeprefix("*.")):
+            raise Wrong(f"{value!r} is not a server name", 'use the form "mail.example.test" or "*.example.test"')
+        return value.lower()
+
+
+@dataclass(frozen=True, slots=True)
+class MailboxAddress:
+    """A mailbox address."""
+
+    def read(self, value: object, key: str, reader: Reader) -> str:
+        """The address as written."""
+        local, _, domain = value.rpartition("@") if isinstance(value, str) else ("", "", "")
+        if not local or any(char in local for char in ' \t\r\n"@<>\0') or not _DOMAIN.fullmatch(domain):
+            raise Wrong(f"{value!r} is not a mailbox address", 'use the form "alice@example.test"')
+        return f"{local}@{domain}"
+
+
+@dataclass(frozen=True, slots=True)
+class KeyPath:
+    """A file with a private key, which nobody but its owner may read."""
+
+    def read(self, value: object, key: str, reader: Reader) -> Path:
+        """The absolute path."""
+        path = FilePath().read(value, key, reader)
+        if reader.opens_files and not _is_credential(path):
+            mode = stat.S_IMODE(path.stat().st_mode)
+            if mode & 0o077:
+                raise Wrong(f"others than its owner may use {path} (mode {mode:04o})", f"do chmod 600 {path}")
+        return path
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointString:
+    """A Twisted endpoint string, which is parsed and not bound."""
+
+    def read(self, value: object, key: str, reader: Reader) -> str:
+        """The string itself."""
+        if not isinstance(value, str):
+            raise Wrong(f"{value!r} is not an endpoint", 'use the form "systemd:domain=INET6:name=smtp"')
+        _check_endpoint(value)
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionString:
+    """A libpq connection string or URI. It may hold a password and is never shown."""
+
+    def read(self, value: object, key: str, reader: Reader) -> str:
+        """The string itself."""
+        remedy = 'use the form "host=/run/postgresql dbname=mailgate"'
+        if not isinstance(value, str) or not value:
+            raise Wrong("it is not a connection string", remedy)
+        try:
+            options = parse_dsn(value)
+        except psycopg2.Error:  # its text quotes the string
+            raise Wrong("libpq can't read this connection string", remedy) from None
+        if "hostaddr" not in options:
+            for host in str(options.get("host", "")).split(","):
+                if host and not host.startswith(("/", "@")) and host != "localhost" and not _is_ip(host):
+                    raise Wrong(
+                        f"host {host!r} would be looked up while mail waits",
+                        "use its IP address, or name that in hostaddr= beside host=",
+                    )
+        return value
+
+
+Octets = Integer(1, 1 << 40, "a number of octets")
+Count = Integer(1, 1 << 31, "a number of them")
+Seconds = Number(0.1, 86_400, "a time in seconds")
+Days = Integer(1, 36_500, "a number of days")
+Networks = Annotated[tuple[Network, ...], ListOf(IpNetwork())]
+
+
+def _own_hostname(known: Mapping[str, Any]) -> str:  # Any: as in Derived
+    """This machine's name, the full one if it is known without asking the network."""
+    name = socket.gethostname()
+    if "." not in name:
+        name = socket.getfqdn()
+    if not _DOMAIN.fullmatch(name):
+        raise Wrong(f"it is missing, and this machine's own name, {name!r}, is not a domain name", "add it")
+    return name.lower()
+
+
+def _hostname(known: Mapping[str, Any]) -> object:  # Any: as in Derived
+    return known["hostname"]
+
+
+def _embedded_folder(known: Mapping[str, Any]) -> object:  # Any: as in Derived
+    folder = known["data_folder"]
+    return folder / "postgres" if isinstance(folder, Path) else folder
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CertificateTable:
+    """One element of tls.certificate."""
+
+    certificate: Annotated[Path, FilePath()]
+    key: Annotated[Path, KeyPath()]
+    names: Annotated[tuple[str, ...], ListOf(ServerName())] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class CertificatePair:
+    """A certificate with its key."""
+
+    def read(self, value: object, key: str, reader: Reader) -> CertificateFiles:
+        """The two files, and the names to serve them for."""
+        table = Table(CertificateTable).read(value, key, reader)
+        return CertificateFiles(table.certificate, table.key, table.names)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Database:
+    """Where mail is kept: a server, or a PostgreSQL of our own."""
+
+    dsn: Annotated[str | None, ConnectionString()] = None
+    embedded: bool = False
+    embedded_folder: Annotated[Path, FolderPath(), Derived(_embedded_folder)]
+    pool_connections: Annotated[int, Integer(1, 100, "a number of connections")] = 2
+    wait_seconds: Annotated[float, Seconds] = 5.0
+    accept_data_loss: Annotated[str, OneOf(("", DATA_LOSS_SENTENCE))] = ""
+
+    @property
+    def is_data_loss_accepted(self) -> bool:
+        """Whether a server that does not flush before it answers may be used."""
+        return self.accept_data_loss == DATA_LOSS_SENTENCE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listener:
+    """Where sessions come from, and what for."""
+
+    name: str
+    role: Annotated[Role, OneOf(Role)]
+    tls: Annotated[Literal["starttls", "implicit", "none"], OneOf(("starttls", "implicit", "none"))] = "starttls"
+    port: Annotated[int | None, Integer(1, 65_535, "a port")] = None
+    addresses: Annotated[tuple[str, ...], ListOf(IpAddress())] = ("0.0.0.0", "::")  # noqa: S104  # a mail server's work
+    endpoints: Annotated[tuple[str, ...], ListOf(EndpointString())] = ()
+    backlog: Annotated[int, Integer(1, 65_535, "a number of connections")] = 512
+    proxy_from: Networks = ()
+    accepts_unauthenticated: bool = True
+    client_certificate: Annotated[Literal["none", "ask", "require"], OneOf(("none", "ask", "require"))] = "none"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tls:
+    """Certificates and what a handshake may agree on."""
+
+    certificate: Annotated[tuple[CertificateFiles, ...], ListOf(CertificatePair(), are_distinct=False)] = ()
+    self_signed: bool = False
+    minimum_version: Annotated[Literal["1.2", "1.3"], OneOf(("1.2", "1.3"))] = "1.2"
+    ciphers: Annotated[str, Text("a list of OpenSSL's cipher names")] = MODERN_CIPHERS
+    client_ca: Annotated[Path | None, FilePath()] = None
+    handshake_seconds: Annotated[float, Seconds] = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Bounds on what clients may use."""
+
+    message_octets: Annotated[int, Octets] = 26_214_400
+    recipients: Annotated[int, Integer(1, 100_000, "a number of recipients")] = 1000
+    transactions_per_session: Annotated[int, Count] = 1000
+    errors_per_session: Annotated[int, Count] = 20
+    sessions: Annotated[int, Count] = 2000
+    sessions_per_network: Annotated[int, Count] = 50
+    ipv4_network_bits: Annotated[int, Integer(8, 32, "a prefix length")] = 32
+    ipv6_network_bits: Annotated[int, Integer(16, 128, "a prefix length")] = 64
+    unlimited_networks: Networks = ()
+    command_seconds: Annotated[float, Seconds] = 300.0
+    data_seconds: Annotated[float, Seconds] = 180.0
+    transaction_seconds: Annotated[float, Seconds] = 1800.0
+    received_fields: Annotated[int, Count] = 100
+    line_octets: Annotated[int, Integer(998, 1 << 20, "a number of octets")] = 998
+    command_octets: Annotated[int, Integer(512, 1 << 16, "a number of octets")] = 2048
+    memory_octets: Annotated[int, Octets] = 268_435_456
+    write_buffer_octets: Annotated[int, Octets] = 65_536
+    goodbye_seconds: Annotated[float, Seconds] = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tolerate:
+    """From whom what is refused by default is taken."""
+
+    bare_line_ends_from: Networks = ()
+    nul_from: Networks = ()
+    long_lines_from: Networks = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resend:
+    """How long a transaction whose 250 the client never confirmed is known again."""
+
+    window_seconds: Annotated[float, Seconds] = 3600.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dns:
+    """How policies use the DNS."""
+
+    spare_loopback: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retention:
+    """How long things are kept."""
+
+    record_days: Annotated[int, Days] = 90
+    folders: Annotated[tuple[tuple[str, int], ...], ByName(Days)] = (("Junk", 30), ("Trash", 30))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shutdown:
+    """How mailgate goes."""
+
+    seconds: Annotated[float, Seconds] = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bootstrap:
+    """What an empty directory starts with."""
+
+    mailboxes: Annotated[tuple[str, ...], ListOf(MailboxAddress())] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """The whole configuration, in which everything that can be checked without binding has been."""
+
+    file: Annotated[Path, Key("")]
+    hostname: Annotated[str, DomainName(), Derived(_own_hostname)]
+    node: Annotated[str, Text("a name for this node"), Derived(_hostname)]
+    data_folder: Annotated[Path, FolderPath()] = Path("/var/lib/mailgate")
+    postmaster: Annotated[str | None, MailboxAddress()] = None
+    database: Database
+    listeners: Annotated[tuple[Listener, ...], Key("listener"), NamedTables(Listener)] = ()
+    tls: Tls
+    limits: Limits
+    tolerate: Tolerate
+    resend: Resend
+    dns: Dns
+    retention: Retention
+    shutdown: Shutdown
+    bootstrap: Bootstrap
+
+
+def load_config(path: Path, *, opens_files: bool = True, now: datetime | None = None) -> Config:
+    """The configuration in that file.
+
+    `opens_files` is False for commands that an operator may run who can't read the keys: then certificates, keys and
+    folders are not looked at. `now` is the time by which certificates are judged.
+
+    @raises ConfigError: with every fault that was found.
+    """
+    reader = Reader(path, opens_files=opens_files)
+    config: Config | None = reader.load(Config, file=path)
+    if config is not None:
+        _check_database(config, reader)
+        _check_listeners(config, reader)
+        _check_tls(config, reader, now or datetime.now(UTC))
+        _check_limits(config, reader)
+    if config is None or reader.faults:
+        raise ConfigError(reader.faults)
+    return config
+
+
+def reloadable_differences(old: Config, new: Config) -> tuple[str, ...]:
+    """The keys that differ and that only a restart can apply."""
+    found: list[str] = []
+    for field in fields(Config):
+        if field.name in _RELOADED or field.name == "file":
+            continue
+        before, after = getattr(old, field.name), getattr(new, field.name)
+        if before == after:
+            continue
+        if field.name == "listeners":
+            found += _listener_differences(before, after)
+        elif hasattr(before, "__dataclass_fields__"):
+            found += [
+                f"{field.name}.{inner.name}"
+                for inner in fields(before)
+                if getattr(before, inner.name) != getattr(after, inner.name)
+            ]
+        else:
+            found.append(field.name)
+    return tuple(found)
+
+
+_RELOADED = frozenset({"tls", "limits", "tolerate"})
+
+
+def _listener_differences(old: tuple[Listener, ...], new: tuple[Listener, ...]) -> list[str]:
+    before, after = ({listener.name: listener for listener in listeners} for listeners in (old, new))
+    found = []
+    for name in before | after:
+        if name not in before or name not in after:
+            found.append(f"listener.{name}")
+        else:
+            found += [
+                f"listener.{name}.{field.name}"
+                for field in fields(Listener)
+                if getattr(before[name], field.name) != getattr(after[name], field.name)
+            ]
+    return found
+
+
+def _check_database(config: Config, reader: Reader) -> None:
+    if reader.is_faulty("database.dsn") or reader.is_faulty("database.embedded"):
+        return
+    if config.database.embedded and config.database.dsn is not None:
+        reader.fault("database", "both dsn and embedded = true are set", "take one of them out")
+    elif not config.database.embedded and config.database.dsn is None:
+        reader.fault("database", "there is no database", "add dsn, or embedded = true")
+
+
+def _check_listeners(config: Config, reader: Reader) -> None:
+    if not config.listeners and not reader.is_faulty("listener"):
+        reader.fault("listener", "there is no listener", "add [listener.smtp] with its role and port")
+    names: set[str] = set()
+    bound: list[_Binding] = []
+    for listener in config.listeners or ():
+        key = f"listener.{listener.name}"
+        if listener.name.lower() in names:
+            reader.fault(key, "another listener has this name", "give each a name of its own, whatever its capitals")
+        names.add(listener.name.lower())
+        _check_listener(listener, key, config.tls, reader)
+        for binding in _bindings(listener, key):
+            for other in bound:
+                if binding.overlaps(other):
+                    reader.fault(binding.key, f"{binding} is taken by {other.key}", "use each port and address once")
+                    break
+            bound.append(binding)
+
+
+def _check_listener(listener: Listener, key: str, tls: Tls, reader: Reader) -> None:
+    if listener.port is None and not listener.endpoints:
+        if not reader.is_faulty(f"{key}.port") and not reader.is_faulty(f"{key}.endpoints"):
+            reader.fault(key, "it listens nowhere", "add port, or endpoints")
+    elif listener.port is not None and listener.endpoints:
+        reader.fault(f"{key}.endpoints", "port is set too", "take one of them out; an endpoint names its own port")
+    if listener.port is not None and not listener.addresses and not reader.is_faulty(f"{key}.addresses"):
+        reader.fault(f"{key}.addresses", "it is empty", "name an address, or leave the key out for all")
+    if listener.client_certificate != "none":
+        if listener.tls == "none":
+            reader.fault(f"{key}.client_certificate", "there is no TLS here", 'use "none", or tls = "starttls"')
+        elif tls.client_ca is None and not reader.is_faulty("tls.client_ca"):
+            reader.fault(f"{key}.client_certificate", "nothing says whom to trust", "add client_ca to [tls]")
+
+
+@dataclass(frozen=True, slots=True)
+class _Binding:
+    """What a listener binds: an address and a port, or something else by its own name."""
+
+    key: str
+    place: str
+    port: int = 0
+
+    def __str__(self) -> str:
+        return f"port {self.port} of {self.place}" if self.port else self.place
+
+    def overlaps(self, other: _Binding) -> bool:
+        """Whether both can't be bound. An IPv6 wildcard is bound for IPv6 only."""
+        if not self.port or not other.port:
+            return self.place == other.place and self.port == other.port and not self.place.startswith("free port")
+        if self.port != other.port:
+            return False
+        one, two = ipaddress.ip_address(self.place), ipaddress.ip_address(other.place)
+        return one.version == two.version and (one == two or one.is_unspecified or two.is_unspecified)
+
+
+def _bindings(listener: Listener, key: str) -> list[_Binding]:
+    found = []
+    if listener.port is not None:
+        found = [_Binding(f"{key}.port", address, listener.port) for address in listener.addresses or ()]
+    for number, endpoint in enumerate(listener.endpoints or (), 1):
+        found.append(_endpoint_binding(endpoint, f"{key}.endpoints[{number}]"))
+    return found
+
+
+def _endpoint_binding(endpoint: str, key: str) -> _Binding:
+    kind, *rest = re.split(r"(?<!\\):", endpoint)
+    if kind not in ("tcp", "tcp6"):
+        return _Binding(key, endpoint)
+    named = dict(part.split("=", 1) for part in rest if "=" in part)
+    plain = [part for part in rest if "=" not in part]
+    port = int(named.get("port", plain[0] if plain else "0"))
+    default = "0.0.0.0" if kind == "tcp" else "::"  # noqa: S104  # what Twisted takes these to mean
+    address = named.get("interface", plain[1] if len(plain) > 1 and kind == "tcp" else default)
+    address = address.replace("\\", "") or default
+    if not port:
+        return _Binding(key, f"free port for {key}")
+    return _Binding(key, address, port) if _is_ip(address) else _Binding(key, endpoint)
+
+
+def _check_tls(config: Config, reader: Reader, now: datetime) -> None:
+    tls = config.tls
+    if reader.is_faulty("tls.certificate") or reader.is_faulty("tls.self_signed"):
+        return
+    if tls.certificate and tls.self_signed:
+        reader.fault("tls.self_signed", "there are certificates too", "take one of them out")
+    offers = [f"listener.{listener.name}" for listener in config.listeners or () if listener.tls != "none"]
+    if offers and not tls.certificate and not tls.self_signed:
+        reader.fault(
+            "tls.certificate",
+            f"{offers[0]} offers TLS, for which there is none",
+            'add certificate, or self_signed = true, or use tls = "none" there',
+        )
+
+
+def _check_limits(config: Config, reader: Reader) -> None:
+    limits = config.limits
+    if reader.is_faulty("limits.message_octets") or reader.is_faulty("limits.memory_octets"):
+        return
+    if limits.memory_octets < limits.message_octets:
+        reader.fault(
+            "limits.memory_octets",
+            f"{limits.memory_octets} has no room for one message",
+            f"use at least message_octets, {limits.message_octets}",
+        )
+
+
+def _is_ip(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _check_endpoint(value: str) -> None:
+    kind = value.partition(":")[0]
+    match kind:
+        case "ssl" | "tls":
+            raise Wrong(f"{kind}: endpoints bring their own TLS", 'use tcp: with tls = "implicit" here')
+        case "haproxy":
+            raise Wrong("haproxy: endpoints trust every client", "use the inner endpoint, and proxy_from")
+        case "stdio":
+            raise Wrong("stdio: endpoints take no connections", "use tcp:, tcp6:, unix: or systemd:")
+    try:
+        # An endpoint touches its reactor only when it listens.
+        serverFromString(object(), value)
+    except KeyError:
+        _check_inherited(value)
+    except (ValueError, TypeError, IndexError, AttributeError) as error:
+        form = 'use the form "tcp:25:interface=192.0.2.1", "unix:PATH" or "systemd:domain=INET6:name=smtp"'
+        raise Wrong(f"{value!r} is not an endpoint ({error})", form) from None
+
+
+def _check_inherited(value: str) -> None:
+    """Judge a systemd: endpoint whose socket is not there, which is well unless systemd gave us others."""
+    match = re.search(r"[:]name=([^:]*)", value)
+    names = os.environ.get("LISTEN_FDNAMES")
+    if match is None or names is not None:
+        raise Wrong(
+            f"{value!r}: no such socket was inherited", f"systemd gave {names or 'none'}; see FileDescriptorName="
+        )
+
+
+def _is_credential(path: Path) -> bool:
+    folder = os.environ.get("CREDENTIALS_DIRECTORY")
+    return bool(folder) and path.resolve().is_relative_to(Path(folder or "").resolve())
