@@ -1,8 +1,11 @@
 -- mailgate's schema, version 1.
 --
 -- The directory (who is ours), the mail (one copy of a message, a delivery for each mailbox), the record (what every
--- session and transaction said and heard), and the few tables that make acceptance exactly once.
--- `mailgate db migrate` applies this to an empty database; migrations/ carries older ones up to it.
+-- session and transaction said and heard), and what makes acceptance exactly once. `mailgate db migrate` applies this
+-- to an empty database; migrations/ carries older ones up to it.
+--
+-- Columns are described by COMMENT ON, so that a person in psql reads them too; indexes by the query they serve.
+-- PostgreSQL 15 and newer; the server's encoding is UTF8.
 
 CREATE SCHEMA mailgate;
 SET search_path = mailgate;
@@ -11,79 +14,178 @@ CREATE TABLE schema_version (
     version integer NOT NULL,
     applied_at timestamptz NOT NULL DEFAULT now()
 );
+COMMENT ON TABLE schema_version IS 'The versions that this database has been brought to; the highest one counts.';
+COMMENT ON COLUMN schema_version.version IS 'The number of the schema.';
+COMMENT ON COLUMN schema_version.applied_at IS 'When the migration to it was committed.';
 
 CREATE SEQUENCE instance AS integer MINVALUE 0 MAXVALUE 4095 CYCLE;
+COMMENT ON SEQUENCE instance IS 'Each process draws its number here when it starts: the middle bits of every id it makes.';
+
+-- ---------------------------------------------------------------- ids
+
+CREATE FUNCTION id_text(id bigint) RETURNS text LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+RETURN (
+    SELECT string_agg(substr('0123456789abcdefghjkmnpqrstvwxyz', ((id >> (60 - 5 * place)) & 31)::integer + 1, 1), ''
+                      ORDER BY place)
+    FROM generate_series(0, 12) AS place
+);
+COMMENT ON FUNCTION id_text(bigint) IS 'An id as people see it: 13 characters of Crockford''s base 32 in lower case.';
+
+CREATE FUNCTION id_number(id_text text) RETURNS bigint LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE AS $$
+DECLARE
+    cleaned text := translate(lower(btrim(btrim(id_text), '[]')), 'ilo', '110');
+    number numeric := 0;
+BEGIN
+    IF cleaned !~ '^[0-9a-hjkmnp-tv-z]{13}$' THEN
+        RAISE invalid_text_representation
+            USING MESSAGE = format('%L is not an id: an id is 13 letters and digits, as 1m9x2k7q0vb3d', id_text);
+    END IF;
+    FOR place IN 1..13 LOOP
+        number := number * 32 + strpos('0123456789abcdefghjkmnpqrstvwxyz', substr(cleaned, place, 1)) - 1;
+    END LOOP;
+    RETURN number::bigint;  -- numeric_value_out_of_range where it is too large
+END
+$$;
+COMMENT ON FUNCTION id_number(text) IS 'The id that a person wrote; capitals and the look-alikes i, l, o are understood.';
+
+CREATE FUNCTION id_at(moment timestamptz) RETURNS bigint LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+RETURN (floor(extract(epoch FROM moment) * 1000)::bigint - 1577836800000) << 22;
+COMMENT ON FUNCTION id_at(timestamptz) IS 'The smallest id of that time: where a partition begins, and how to ask the record by time.';
+
+CREATE FUNCTION id_time(id bigint) RETURNS timestamptz LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+RETURN to_timestamp(((id >> 22) + 1577836800000) / 1000.0);
+COMMENT ON FUNCTION id_time(bigint) IS 'When that id was made, to the millisecond.';
 
 -- ---------------------------------------------------------------- directory
 
 CREATE TABLE domain (
     id integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    name text NOT NULL UNIQUE,              -- A-form, lower case, no trailing dot; "[192.0.2.1]" for a literal of ours
+    name text NOT NULL UNIQUE,  -- the index finds the domain of a recipient
     is_enabled boolean NOT NULL DEFAULT true,
-    catch_all text,                         -- address that takes mail for unknown local parts, or NULL
-    plus_separator text NOT NULL DEFAULT '+', -- "" turns plus-addressing off
+    catch_all text,
+    plus_separator text NOT NULL DEFAULT '+' CHECK (length(plus_separator) <= 1),
     created_at timestamptz NOT NULL DEFAULT now()
 );
+COMMENT ON TABLE domain IS 'The domains whose mail is ours.';
+COMMENT ON COLUMN domain.id IS 'Never used twice.';
+COMMENT ON COLUMN domain.name IS 'A-form, lower case, no trailing dot; "[192.0.2.1]" for an address literal of ours.';
+COMMENT ON COLUMN domain.is_enabled IS 'False: its recipients are refused for now, nothing is lost.';
+COMMENT ON COLUMN domain.catch_all IS 'The address that takes mail for unknown local parts; NULL: they are refused.';
+COMMENT ON COLUMN domain.plus_separator IS 'What parts a local part from its detail, "+" as a rule; "": nothing does.';
+COMMENT ON COLUMN domain.created_at IS 'When it was added.';
 
 CREATE TABLE mailbox (
     id integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     domain_id integer NOT NULL REFERENCES domain,
-    local_part text NOT NULL,               -- case-folded
+    local_part text NOT NULL,
     is_enabled boolean NOT NULL DEFAULT true,
-    quota_octets bigint,                    -- NULL: no bound
+    quota_octets bigint CHECK (quota_octets >= 0),
     created_at timestamptz NOT NULL DEFAULT now(),
-    UNIQUE (domain_id, local_part)
+    UNIQUE (domain_id, local_part)  -- the index finds the mailbox of a recipient
 );
+COMMENT ON TABLE mailbox IS 'Where mail is kept.';
+COMMENT ON COLUMN mailbox.id IS 'Never used twice.';
+COMMENT ON COLUMN mailbox.domain_id IS 'Its domain; a domain with mailboxes can''t be removed.';
+COMMENT ON COLUMN mailbox.local_part IS 'Before the at-sign, case-folded.';
+COMMENT ON COLUMN mailbox.is_enabled IS 'False: mail for it is refused.';
+COMMENT ON COLUMN mailbox.quota_octets IS 'How many octets it may hold; NULL: no bound.';
+COMMENT ON COLUMN mailbox.created_at IS 'When it was added.';
 
-CREATE TABLE mailbox_usage (                -- apart from mailbox: it changes with every message
+CREATE TABLE mailbox_usage (
     mailbox_id integer PRIMARY KEY REFERENCES mailbox ON DELETE CASCADE,
-    uid_validity integer NOT NULL,
+    uid_validity bigint NOT NULL DEFAULT extract(epoch FROM now())::bigint,
     uid_next bigint NOT NULL DEFAULT 1,
     messages bigint NOT NULL DEFAULT 0,
     octets bigint NOT NULL DEFAULT 0
-) WITH (fillfactor = 20);
+) WITH (fillfactor = 20, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
+COMMENT ON TABLE mailbox_usage IS 'What a mailbox holds. Apart from mailbox because it changes with every batch; pages are left mostly empty so that a change stays on its page and touches no index. The writer that has changed the row owns the mailbox''s next UIDs until it commits.';
+COMMENT ON COLUMN mailbox_usage.mailbox_id IS 'The mailbox; there is one row for each, made with it.';
+COMMENT ON COLUMN mailbox_usage.uid_validity IS 'IMAP''s UIDVALIDITY (RFC 9051 section 2.3.1.1): the second in which the mailbox was made.';
+COMMENT ON COLUMN mailbox_usage.uid_next IS 'The UID that the next delivery gets; UIDs only ever grow.';
+COMMENT ON COLUMN mailbox_usage.messages IS 'How many deliveries it has.';
+COMMENT ON COLUMN mailbox_usage.octets IS 'The sum of their messages'' size_octets; what a quota is held against.';
+
+CREATE FUNCTION mailbox_is_made() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO mailgate.mailbox_usage (mailbox_id) VALUES (NEW.id);
+    RETURN NULL;
+END
+$$;
+COMMENT ON FUNCTION mailbox_is_made() IS 'Gives every new mailbox its row in mailbox_usage.';
+CREATE TRIGGER mailbox_is_made AFTER INSERT ON mailbox FOR EACH ROW EXECUTE FUNCTION mailbox_is_made();
 
 CREATE TABLE alias (
     domain_id integer NOT NULL REFERENCES domain,
-    local_part text NOT NULL,               -- case-folded
-    target text NOT NULL,                   -- an address, ours or elsewhere
+    local_part text NOT NULL,
+    target text NOT NULL,
     created_at timestamptz NOT NULL DEFAULT now(),
-    PRIMARY KEY (domain_id, local_part, target)
+    PRIMARY KEY (domain_id, local_part, target)  -- finds the targets of a recipient
 );
+COMMENT ON TABLE alias IS 'Other names for mailboxes and for addresses elsewhere; one row a target.';
+COMMENT ON COLUMN alias.domain_id IS 'The domain of the alias.';
+COMMENT ON COLUMN alias.local_part IS 'Before the at-sign, case-folded.';
+COMMENT ON COLUMN alias.target IS 'An address, ours or elsewhere.';
+COMMENT ON COLUMN alias.created_at IS 'When it was added.';
 
 -- ---------------------------------------------------------------- mail
 
 CREATE TABLE message (
-    id bigint PRIMARY KEY,                  -- the id of the transaction that brought it
+    id bigint PRIMARY KEY,
     received_at timestamptz NOT NULL,
-    reverse_path text NOT NULL,             -- "" for the null path
-    header_from text,                       -- decoded for people
-    subject text,                           -- decoded for people
+    reverse_path text NOT NULL,
+    header_from text,
+    subject text,
     header_message_id text,
-    trace bytea NOT NULL,                   -- the fields that we put on top
-    content bytea,                          -- as received; NULL where it is kept in message_piece
-    size_octets bigint NOT NULL,            -- of content
-    sha256 bytea NOT NULL                   -- of content
+    trace bytea NOT NULL,
+    content bytea,
+    size_octets bigint NOT NULL,
+    sha256 bytea NOT NULL CHECK (length(sha256) = 32)
 );
+COMMENT ON TABLE message IS 'One copy of each accepted message, whatever its recipients.';
+COMMENT ON COLUMN message.id IS 'The id of the transaction that brought it.';
+COMMENT ON COLUMN message.received_at IS 'When the end of data came.';
+COMMENT ON COLUMN message.reverse_path IS 'Without angle brackets; "" for the null path.';
+COMMENT ON COLUMN message.header_from IS 'The first From field decoded for people, shortened; NULL where there is none.';
+COMMENT ON COLUMN message.subject IS 'The first Subject field decoded for people, shortened; NULL where there is none.';
+COMMENT ON COLUMN message.header_message_id IS 'The first Message-ID field as sent, shortened; NULL where there is none.';
+COMMENT ON COLUMN message.trace IS 'The fields that we put on top: Return-Path and Received. The message is trace, then content.';
+COMMENT ON COLUMN message.content IS 'As received, transparency undone; NULL where it is kept in message_piece.';
+COMMENT ON COLUMN message.size_octets IS 'The length of content, or of all its pieces.';
+COMMENT ON COLUMN message.sha256 IS 'SHA-256 over content.';
 
 CREATE TABLE message_piece (
     message_id bigint NOT NULL REFERENCES message ON DELETE CASCADE DEFERRABLE INITIALLY DEFERRED,
-    position integer NOT NULL,
+    position integer NOT NULL CHECK (position >= 0),
     octets bytea NOT NULL,
-    PRIMARY KEY (message_id, position)
+    PRIMARY KEY (message_id, position)  -- reads a large message in order
 );
+COMMENT ON TABLE message_piece IS 'The content of messages too large to be handled in one piece. Pieces are written first and the message last, in one transaction.';
+COMMENT ON COLUMN message_piece.message_id IS 'The message.';
+COMMENT ON COLUMN message_piece.position IS '0, 1, 2 and so on; the content is the pieces in this order.';
+COMMENT ON COLUMN message_piece.octets IS 'The piece.';
 
 CREATE TABLE delivery (
-    mailbox_id integer NOT NULL REFERENCES mailbox,
+    mailbox_id integer NOT NULL REFERENCES mailbox_usage,
     uid bigint NOT NULL,
     message_id bigint NOT NULL REFERENCES message,
     folder text NOT NULL DEFAULT 'INBOX',
-    flags text[] NOT NULL DEFAULT '{}',     -- \Seen, \Deleted and so on, as IMAP writes them
-    detail text,                            -- behind the plus sign
+    flags text[] NOT NULL DEFAULT '{}',
+    detail text,
     delivered_at timestamptz NOT NULL,
-    PRIMARY KEY (mailbox_id, uid)
+    PRIMARY KEY (mailbox_id, uid)  -- lists a mailbox in order, finds one delivery
 );
-CREATE INDEX ON delivery (message_id);
+COMMENT ON TABLE delivery IS 'A message in a mailbox.';
+COMMENT ON COLUMN delivery.mailbox_id IS 'The mailbox, by its row in mailbox_usage: whoever delivers has that row locked already, so the check costs no lock on mailbox. A mailbox with deliveries can''t be removed.';
+COMMENT ON COLUMN delivery.uid IS 'IMAP''s UID: unique in the mailbox over all folders, and growing.';
+COMMENT ON COLUMN delivery.message_id IS 'The message.';
+COMMENT ON COLUMN delivery.folder IS '"INBOX", "Junk", "Trash" or another name; decides how long it is kept.';
+COMMENT ON COLUMN delivery.flags IS '\Seen, \Flagged and so on, as IMAP writes them.';
+COMMENT ON COLUMN delivery.detail IS 'What stood behind the plus sign in the forward-path; NULL where nothing did.';
+COMMENT ON COLUMN delivery.delivered_at IS 'When it came into the mailbox.';
+CREATE INDEX delivery_message ON delivery (message_id);
+COMMENT ON INDEX delivery_message IS 'Is this message still in a mailbox? Who has it?';
+CREATE INDEX delivery_expiry ON delivery (folder, delivered_at) WHERE folder <> 'INBOX';
+COMMENT ON INDEX delivery_expiry IS 'Which deliveries in Junk or Trash are older than they are kept? INBOX is left out: the index costs accepted mail nothing.';
 
 CREATE TABLE queue (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -92,15 +194,35 @@ CREATE TABLE queue (
     recipient_position integer NOT NULL,
     created_at timestamptz NOT NULL
 );
-CREATE INDEX ON queue (message_id);
+COMMENT ON TABLE queue IS 'Mail that aliases lead elsewhere, kept for sending.';
+COMMENT ON COLUMN queue.id IS 'Grows with time.';
+COMMENT ON COLUMN queue.message_id IS 'The message.';
+COMMENT ON COLUMN queue.recipient IS 'The address elsewhere.';
+COMMENT ON COLUMN queue.recipient_position IS 'recipient.position of the forward-path that led there.';
+COMMENT ON COLUMN queue.created_at IS 'When the message was accepted.';
+CREATE INDEX queue_message ON queue (message_id);
+COMMENT ON INDEX queue_message IS 'Does this message still wait to be sent?';
+
+CREATE FUNCTION message_octets(id bigint) RETURNS bytea LANGUAGE sql STABLE STRICT PARALLEL SAFE
+RETURN (
+    SELECT m.trace || coalesce(
+        m.content,
+        (SELECT string_agg(p.octets, ''::bytea ORDER BY p.position) FROM mailgate.message_piece p
+         WHERE p.message_id = m.id))
+    FROM mailgate.message m WHERE m.id = message_octets.id
+);
+COMMENT ON FUNCTION message_octets(bigint) IS 'The whole message: trace and content. NULL where there is none.';
 
 -- ---------------------------------------------------------------- record
+--
+-- Partitioned by id, which is by time: a month is dropped in one step when it is older than the record is kept. The
+-- default partitions are a safety net: an insert never fails because a partition is missing.
 
 CREATE TABLE session (
-    id bigint NOT NULL,
+    id bigint PRIMARY KEY,  -- finds one session; dates it
     node text NOT NULL,
     listener text NOT NULL,
-    role text NOT NULL,
+    role text NOT NULL CHECK (role IN ('mx', 'submission')),
     client_address inet NOT NULL,
     client_port integer NOT NULL,
     server_address inet,
@@ -114,38 +236,90 @@ CREATE TABLE session (
     authenticated text,
     started_at timestamptz NOT NULL,
     ended_at timestamptz NOT NULL,
-    ending text NOT NULL,
+    ending text NOT NULL
+        CHECK (ending IN ('quit', 'lost', 'timeout', 'limit', 'refused', 'shutdown', 'tls-failed')),
     transactions integer NOT NULL,
     errors integer NOT NULL,
-    dialogue text NOT NULL,
-    PRIMARY KEY (id)
+    dialogue text NOT NULL
 ) PARTITION BY RANGE (id);
+CREATE TABLE session_default PARTITION OF session DEFAULT;
+COMMENT ON TABLE session IS 'Every ended connection.';
+COMMENT ON TABLE session_default IS 'Sessions for whose month no partition was made in time; empty as a rule.';
+COMMENT ON COLUMN session.id IS 'Time-ordered; see id_text and id_at.';
+COMMENT ON COLUMN session.node IS 'The node that served it.';
+COMMENT ON COLUMN session.listener IS 'The listener''s name in the configuration.';
+COMMENT ON COLUMN session.role IS 'What the listener is for: mx (mail from other hosts) or submission (mail from our users).';
+COMMENT ON COLUMN session.client_address IS 'The client, from the PROXY header where one was trusted.';
+COMMENT ON COLUMN session.client_port IS 'Its port; 0 where unknown.';
+COMMENT ON COLUMN session.server_address IS 'The address it connected to; NULL where unknown.';
+COMMENT ON COLUMN session.server_port IS 'The port it connected to.';
+COMMENT ON COLUMN session.helo IS 'The client''s last HELO or EHLO argument, as sent; NULL: it never greeted.';
+COMMENT ON COLUMN session.is_esmtp IS 'Whether that was EHLO.';
+COMMENT ON COLUMN session.tls_version IS '"TLSv1.3"; NULL: the session was plain.';
+COMMENT ON COLUMN session.tls_cipher IS 'The cipher''s name.';
+COMMENT ON COLUMN session.tls_server_name IS 'The name that the client asked for (SNI).';
+COMMENT ON COLUMN session.client_certificate IS 'The common name of a verified client certificate.';
+COMMENT ON COLUMN session.authenticated IS 'The account that authenticated.';
+COMMENT ON COLUMN session.started_at IS 'When the connection came.';
+COMMENT ON COLUMN session.ended_at IS 'When it ended.';
+COMMENT ON COLUMN session.ending IS 'quit: the client said so. lost: it went without. timeout: it was too slow. limit: too many errors or transactions. refused: turned away at once. shutdown: we stopped. tls-failed: the handshake did.';
+COMMENT ON COLUMN session.transactions IS 'How many transactions it began.';
+COMMENT ON COLUMN session.errors IS 'How many commands got 4xx or 5xx.';
+COMMENT ON COLUMN session.dialogue IS 'Commands and replies, a line each, "C: " and "S: "; shortened; no credentials, no message data.';
 
 CREATE TABLE transaction (
-    id bigint NOT NULL,
+    id bigint PRIMARY KEY,  -- finds one transaction; dates it
     session_id bigint NOT NULL,
     node text NOT NULL,
     listener text NOT NULL,
     client_address inet NOT NULL,
     helo text,
-    protocol text NOT NULL,                 -- the word of Received: ESMTPS and its kin
+    protocol text NOT NULL CHECK (protocol IN (
+        'SMTP', 'ESMTP', 'ESMTPS', 'ESMTPA', 'ESMTPSA', 'UTF8SMTP', 'UTF8SMTPS', 'UTF8SMTPA', 'UTF8SMTPSA')),
     authenticated text,
     reverse_path text NOT NULL,
-    body text,
+    body text CHECK (body IN ('7BIT', '8BITMIME')),
     is_smtputf8 boolean NOT NULL DEFAULT false,
-    ret text,
+    ret text CHECK (ret IN ('FULL', 'HDRS')),
     envid text,
-    disposition text NOT NULL,
-    stage text NOT NULL,
+    disposition text NOT NULL CHECK (disposition IN (
+        'accepted', 'quarantined', 'discarded', 'refused', 'deferred', 'abandoned')),
+    stage text NOT NULL CHECK (stage IN ('connect', 'helo', 'mail', 'rcpt', 'data', 'end_of_data')),
     policy text,
     reason text,
     reply text NOT NULL,
     size_octets bigint,
     sha256 bytea,
     started_at timestamptz NOT NULL,
-    ended_at timestamptz NOT NULL,
-    PRIMARY KEY (id)
+    ended_at timestamptz NOT NULL
 ) PARTITION BY RANGE (id);
+CREATE TABLE transaction_default PARTITION OF transaction DEFAULT;
+COMMENT ON TABLE transaction IS 'Every transaction, MAIL to its end: accepted ones are written with their message, before the 250; all others behind the reply.';
+COMMENT ON TABLE transaction_default IS 'Transactions for whose month no partition was made in time; empty as a rule.';
+COMMENT ON COLUMN transaction.id IS 'Time-ordered; message.id where it brought one.';
+COMMENT ON COLUMN transaction.session_id IS 'Its session, whose row is written when it ends.';
+COMMENT ON COLUMN transaction.node IS 'The node that served it.';
+COMMENT ON COLUMN transaction.listener IS 'The listener''s name in the configuration.';
+COMMENT ON COLUMN transaction.client_address IS 'The client.';
+COMMENT ON COLUMN transaction.helo IS 'The client''s HELO or EHLO argument, as sent.';
+COMMENT ON COLUMN transaction.protocol IS 'The word of the Received field: S for TLS, A for authenticated (RFC 3848), UTF8SMTP for SMTPUTF8 (RFC 6531).';
+COMMENT ON COLUMN transaction.authenticated IS 'The account that authenticated.';
+COMMENT ON COLUMN transaction.reverse_path IS 'Without angle brackets; "" for the null path.';
+COMMENT ON COLUMN transaction.body IS 'The BODY parameter of MAIL: 7BIT or 8BITMIME (RFC 6152); NULL where it was not given.';
+COMMENT ON COLUMN transaction.is_smtputf8 IS 'Whether MAIL had SMTPUTF8 (RFC 6531).';
+COMMENT ON COLUMN transaction.ret IS 'The RET parameter of MAIL: FULL or HDRS, what a bounce returns (RFC 3461 section 4.3).';
+COMMENT ON COLUMN transaction.envid IS 'The ENVID parameter of MAIL, decoded (RFC 3461 section 4.4).';
+COMMENT ON COLUMN transaction.disposition IS 'accepted: in mailboxes or the queue. quarantined: in Junk. discarded: answered 250 and not kept, because a policy said so. refused: 5xx. deferred: 4xx. abandoned: the client left, or began anew, before the end of data.';
+COMMENT ON COLUMN transaction.stage IS 'Where it ended: connect, helo, mail, rcpt, data (before 354 or the first BDAT), end_of_data.';
+COMMENT ON COLUMN transaction.policy IS 'The policy that decided; NULL where none objected.';
+COMMENT ON COLUMN transaction.reason IS 'Why, in words for us.';
+COMMENT ON COLUMN transaction.reply IS 'The deciding reply as one line; "" where the client left.';
+COMMENT ON COLUMN transaction.size_octets IS 'Of the content, where it came.';
+COMMENT ON COLUMN transaction.sha256 IS 'Of the content, where it came whole.';
+COMMENT ON COLUMN transaction.started_at IS 'When MAIL came.';
+COMMENT ON COLUMN transaction.ended_at IS 'When it ended; for accepted ones, when the end of data came.';
+CREATE INDEX transaction_refused ON transaction (id) WHERE disposition IN ('refused', 'deferred');
+COMMENT ON INDEX transaction_refused IS 'The newest refusals (view recent_refusals).';
 
 CREATE TABLE recipient (
     transaction_id bigint NOT NULL,
@@ -153,18 +327,361 @@ CREATE TABLE recipient (
     forward_path text NOT NULL,
     is_accepted boolean NOT NULL,
     reply text NOT NULL,
-    notify text[],
+    notify text[] CHECK (notify <@ '{NEVER,SUCCESS,FAILURE,DELAY}'),
     orcpt text,
-    PRIMARY KEY (transaction_id, position)
+    PRIMARY KEY (transaction_id, position)  -- the recipients of a transaction
 ) PARTITION BY RANGE (transaction_id);
+CREATE TABLE recipient_default PARTITION OF recipient DEFAULT;
+COMMENT ON TABLE recipient IS 'Every RCPT of a transaction and its fate.';
+COMMENT ON TABLE recipient_default IS 'Recipients for whose month no partition was made in time; empty as a rule.';
+COMMENT ON COLUMN recipient.transaction_id IS 'The transaction.';
+COMMENT ON COLUMN recipient.position IS '0 for the first RCPT, and so on, refused ones included.';
+COMMENT ON COLUMN recipient.forward_path IS 'As sent, without angle brackets.';
+COMMENT ON COLUMN recipient.is_accepted IS 'Whether RCPT got 250.';
+COMMENT ON COLUMN recipient.reply IS 'The reply to RCPT as one line.';
+COMMENT ON COLUMN recipient.notify IS 'The NOTIFY parameter (RFC 3461 section 4.1): NEVER, or some of SUCCESS, FAILURE, DELAY; NULL where it was not given.';
+COMMENT ON COLUMN recipient.orcpt IS 'The ORCPT parameter, decoded (RFC 3461 section 4.2).';
+CREATE INDEX recipient_refused ON recipient (transaction_id) WHERE NOT is_accepted;
+COMMENT ON INDEX recipient_refused IS 'The newest refusals (view recent_refusals).';
+
+-- ---------------------------------------------------------------- partitions of the record
+
+CREATE FUNCTION create_partitions(since timestamptz, months_ahead integer) RETURNS SETOF text
+LANGUAGE plpgsql AS $$
+DECLARE
+    parent text;
+    starts timestamptz;
+    ends timestamptz;
+    child text;
+BEGIN
+    FOR ahead IN 0..months_ahead LOOP
+        starts := (date_trunc('month', since AT TIME ZONE 'UTC') + make_interval(months => ahead)) AT TIME ZONE 'UTC';
+        ends := (starts AT TIME ZONE 'UTC' + interval '1 month') AT TIME ZONE 'UTC';
+        FOREACH parent IN ARRAY ARRAY['session', 'transaction', 'recipient'] LOOP
+            child := parent || to_char(starts AT TIME ZONE 'UTC', '_YYYY_MM');
+            CONTINUE WHEN to_regclass(format('mailgate.%I', child)) IS NOT NULL;
+            EXECUTE format('CREATE TABLE mailgate.%I PARTITION OF mailgate.%I FOR VALUES FROM (%s) TO (%s)',
+                           child, parent, mailgate.id_at(starts), mailgate.id_at(ends));
+            EXECUTE format('COMMENT ON TABLE mailgate.%I IS %L', child,
+                           format('The rows of %s from %s on.', parent, to_char(starts AT TIME ZONE 'UTC', 'FMMonth YYYY')));
+            RETURN NEXT child;
+        END LOOP;
+    END LOOP;
+END
+$$;
+COMMENT ON FUNCTION create_partitions(timestamptz, integer) IS 'Makes the missing partitions of the record for that month and so many months after it; gives the names of the new ones.';
+
+CREATE FUNCTION drop_partitions(before timestamptz) RETURNS SETOF text LANGUAGE plpgsql AS $$
+DECLARE
+    child text;
+BEGIN
+    FOR child IN
+        SELECT c.relname
+        FROM pg_inherits i
+        JOIN pg_class c ON c.oid = i.inhrelid
+        WHERE i.inhparent IN ('mailgate.session'::regclass, 'mailgate.transaction'::regclass,
+                              'mailgate.recipient'::regclass)
+          AND c.relname ~ '_\d{4}_\d{2}$'
+          AND to_date(right(c.relname, 7), 'YYYY_MM') + interval '1 month' <= before AT TIME ZONE 'UTC'
+        ORDER BY 1
+    LOOP
+        EXECUTE format('DROP TABLE mailgate.%I', child);
+        RETURN NEXT child;
+    END LOOP;
+    DELETE FROM mailgate.session_default WHERE id < mailgate.id_at(before);
+    DELETE FROM mailgate.transaction_default WHERE id < mailgate.id_at(before);
+    DELETE FROM mailgate.recipient_default WHERE transaction_id < mailgate.id_at(before);
+END
+$$;
+COMMENT ON FUNCTION drop_partitions(timestamptz) IS 'Drops the partitions of the record that end before that time; gives their names.';
+
+SELECT create_partitions(now(), 2);
 
 -- ---------------------------------------------------------------- exactly once
 
 CREATE TABLE unconfirmed (
     transaction_id bigint PRIMARY KEY,
-    resend_key uuid NOT NULL,               -- of client network, envelope and SHA-256
-    instance integer NOT NULL,              -- the process that answered 250
-    is_lost boolean NOT NULL DEFAULT false, -- the connection ended before the client's next command
-    accepted_at timestamptz NOT NULL
+    resend_key uuid NOT NULL,
+    instance integer NOT NULL,
+    is_lost boolean NOT NULL DEFAULT false,
+    accepted_at timestamptz NOT NULL,
+    resent_by bigint
+) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000);
+COMMENT ON TABLE unconfirmed IS 'Messages whose 250 the client may not have heard: written with the message, removed when the client''s next command shows that it knows. Here a resend is recognised.';
+COMMENT ON COLUMN unconfirmed.transaction_id IS 'The message, which may have been removed since.';
+COMMENT ON COLUMN unconfirmed.resend_key IS 'The first 128 bits of SHA-256 over client network, envelope, and the content''s SHA-256.';
+COMMENT ON COLUMN unconfirmed.instance IS 'The process that answered 250; it holds an advisory lock while it lives.';
+COMMENT ON COLUMN unconfirmed.is_lost IS 'Whether the connection ended before the client''s next command.';
+COMMENT ON COLUMN unconfirmed.accepted_at IS 'When 250 was last due for it.';
+COMMENT ON COLUMN unconfirmed.resent_by IS 'The last transaction that was recognised as a resend of this one; it makes that decision repeatable.';
+CREATE INDEX unconfirmed_resend_key ON unconfirmed (resend_key);
+COMMENT ON INDEX unconfirmed_resend_key IS 'Has this message come before, and does its client know?';
+
+CREATE FUNCTION instance_is_alive(instance integer) RETURNS boolean LANGUAGE sql STABLE STRICT
+RETURN EXISTS (
+    SELECT FROM pg_locks l
+    WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 2
+      AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
+      AND l.classid = 1836345701 AND l.objid = instance_is_alive.instance::oid
 );
-CREATE INDEX ON unconfirmed (resend_key);
+COMMENT ON FUNCTION instance_is_alive(integer) IS 'Whether a process holds the advisory lock (1836345701, instance): "mate" in ASCII.';
+
+CREATE FUNCTION accept_messages(
+    -- scalars
+    p_instance integer,
+    p_node text,
+    -- what clients let us know since the last batch: ids
+    p_confirmed bigint[],
+    p_lost bigint[],
+    -- one element a message
+    p_id bigint[],
+    p_session_id bigint[],
+    p_resend_key uuid[],
+    p_listener text[],
+    p_client_address inet[],
+    p_helo text[],
+    p_protocol text[],
+    p_authenticated text[],
+    p_reverse_path text[],
+    p_body text[],
+    p_is_smtputf8 boolean[],
+    p_ret text[],
+    p_envid text[],
+    p_disposition text[],
+    p_policy text[],
+    p_reason text[],
+    p_reply text[],
+    p_started_at double precision[],
+    p_received_at double precision[],
+    p_header_from text[],
+    p_subject text[],
+    p_header_message_id text[],
+    p_size_octets bigint[],
+    p_sha256 bytea[],
+    p_trace bytea[],
+    p_content bytea[],  -- NULL: the pieces of all of them are in message_piece already
+    -- one element a recipient
+    r_transaction_id bigint[],
+    r_position integer[],
+    r_forward_path text[],
+    r_is_accepted boolean[],
+    r_reply text[],
+    r_notify text[],  -- each the text form of a text[]
+    r_orcpt text[],
+    -- one element a delivery
+    d_message bigint[],
+    d_mailbox integer[],
+    d_folder text[],
+    d_detail text[],
+    d_size_octets bigint[],
+    d_received_at double precision[],
+    -- one element a queue row
+    q_message bigint[],
+    q_recipient text[],
+    q_position integer[],
+    q_received_at double precision[],
+    -- answer
+    OUT resends bigint[],  -- pairs: the id given, the id of the message that it repeats
+    OUT usage_mailbox integer[],
+    OUT usage_octets bigint[]
+) LANGUAGE plpgsql AS $$
+DECLARE
+    known bigint[];
+    resent bigint[];
+    skipped bigint[] := '{}';
+BEGIN
+    -- Whoever writes the same message at this moment, another node or a backend whose answer was lost, ends first.
+    -- Always in the same order, so that two batches never wait for each other; mailbox_usage is locked after these.
+    PERFORM pg_advisory_xact_lock(k)
+    FROM (SELECT uuid_hash_extended(u, 0) AS k FROM unnest(p_resend_key) AS u ORDER BY 1) AS keys;
+
+    IF p_confirmed <> '{}' THEN
+        DELETE FROM mailgate.unconfirmed WHERE transaction_id = ANY (p_confirmed);
+    END IF;
+    IF p_lost <> '{}' THEN
+        UPDATE mailgate.unconfirmed SET is_lost = true WHERE transaction_id = ANY (p_lost) AND NOT is_lost;
+    END IF;
+
+    -- Repeated by us, because the answer to COMMIT was lost: what is here already is stored, and nothing else happens.
+    SELECT array_agg(m.id) INTO known FROM mailgate.message m WHERE m.id = ANY (p_id);
+    IF known IS NOT NULL THEN
+        IF EXISTS (
+            SELECT FROM unnest(p_id, p_session_id, p_sha256) AS n (id, session_id, sha256)
+            JOIN mailgate.message m USING (id)
+            LEFT JOIN mailgate.transaction t USING (id)
+            WHERE m.sha256 <> n.sha256 OR t.session_id IS DISTINCT FROM n.session_id
+        ) THEN
+            RAISE unique_violation USING MESSAGE = 'the id of a new message is taken by another one';
+        END IF;
+        skipped := known;
+    END IF;
+
+    -- Repeated by the client, because it can't know of our 250.
+    SELECT array_agg(first.pair), array_agg(first.id) INTO resends, resent
+    FROM (
+        SELECT DISTINCT ON (n.id) n.id, ARRAY[n.id, u.transaction_id] AS pair
+        FROM unnest(p_id, p_resend_key) AS n (id, resend_key)
+        JOIN mailgate.unconfirmed u ON u.resend_key = n.resend_key
+        WHERE n.id <> ALL (skipped)
+          AND u.accepted_at > now() - interval '1 hour'
+          AND (u.resent_by = n.id
+               OR u.is_lost
+               OR u.accepted_at < now() - interval '30 seconds'
+               OR (u.instance <> p_instance AND NOT mailgate.instance_is_alive(u.instance)))
+        ORDER BY n.id, u.transaction_id
+    ) AS first;
+    IF resent IS NOT NULL THEN
+        UPDATE mailgate.unconfirmed u
+        SET instance = p_instance, is_lost = false, accepted_at = now(), resent_by = r.id
+        FROM (SELECT resends[i][1] AS id, resends[i][2] AS first_id FROM generate_subscripts(resends, 1) AS i) AS r
+        WHERE u.transaction_id = r.first_id;
+        DELETE FROM mailgate.message_piece WHERE message_id = ANY (resent);
+        skipped := skipped || resent;
+    END IF;
+
+    INSERT INTO mailgate.message (id, received_at, reverse_path, header_from, subject, header_message_id, trace,
+                                  content, size_octets, sha256)
+    SELECT n.id, to_timestamp(n.received_at), n.reverse_path, n.header_from, n.subject, n.header_message_id, n.trace,
+           n.content, n.size_octets, n.sha256
+    FROM unnest(p_id, p_received_at, p_reverse_path, p_header_from, p_subject, p_header_message_id, p_trace,
+                p_content, p_size_octets, p_sha256)
+         AS n (id, received_at, reverse_path, header_from, subject, header_message_id, trace,
+               content, size_octets, sha256)
+    WHERE n.id <> ALL (skipped);
+
+    IF p_content IS NULL AND EXISTS (
+        SELECT FROM unnest(p_id, p_size_octets) AS n (id, size_octets)
+        WHERE n.id <> ALL (skipped)
+          AND n.size_octets IS DISTINCT FROM (SELECT sum(octet_length(p.octets)) FROM mailgate.message_piece p
+                                              WHERE p.message_id = n.id)
+    ) THEN
+        RAISE check_violation USING MESSAGE = 'the pieces of a message are not all here';
+    END IF;
+
+    INSERT INTO mailgate.unconfirmed (transaction_id, resend_key, instance, accepted_at)
+    SELECT n.id, n.resend_key, p_instance, now()
+    FROM unnest(p_id, p_resend_key) AS n (id, resend_key)
+    WHERE n.id <> ALL (skipped);
+
+    INSERT INTO mailgate.transaction (id, session_id, node, listener, client_address, helo, protocol, authenticated,
+                                      reverse_path, body, is_smtputf8, ret, envid, disposition, stage, policy, reason,
+                                      reply, size_octets, sha256, started_at, ended_at)
+    SELECT n.id, n.session_id, p_node, n.listener, n.client_address, n.helo, n.protocol, n.authenticated,
+           n.reverse_path, n.body, n.is_smtputf8, n.ret, n.envid, n.disposition, 'end_of_data', n.policy, n.reason,
+           n.reply, n.size_octets, n.sha256, to_timestamp(n.started_at), to_timestamp(n.received_at)
+    FROM unnest(p_id, p_session_id, p_listener, p_client_address, p_helo, p_protocol, p_authenticated, p_reverse_path,
+                p_body, p_is_smtputf8, p_ret, p_envid, p_disposition, p_policy, p_reason, p_reply, p_size_octets,
+                p_sha256, p_started_at, p_received_at)
+         AS n (id, session_id, listener, client_address, helo, protocol, authenticated, reverse_path,
+               body, is_smtputf8, ret, envid, disposition, policy, reason, reply, size_octets,
+               sha256, started_at, received_at)
+    WHERE n.id <> ALL (skipped);
+
+    INSERT INTO mailgate.recipient (transaction_id, position, forward_path, is_accepted, reply, notify, orcpt)
+    SELECT n.transaction_id, n.position, n.forward_path, n.is_accepted, n.reply, n.notify::text[], n.orcpt
+    FROM unnest(r_transaction_id, r_position, r_forward_path, r_is_accepted, r_reply, r_notify, r_orcpt)
+         AS n (transaction_id, position, forward_path, is_accepted, reply, notify, orcpt)
+    WHERE n.transaction_id <> ALL (skipped);
+
+    -- The UIDs of a mailbox belong to whoever has locked its row. Locked in the order of mailbox_id.
+    WITH new AS MATERIALIZED (
+        SELECT n.*, row_number() OVER (PARTITION BY n.mailbox_id ORDER BY n.place) AS place_in_mailbox
+        FROM unnest(d_message, d_mailbox, d_folder, d_detail, d_size_octets, d_received_at) WITH ORDINALITY
+             AS n (message_id, mailbox_id, folder, detail, size_octets, received_at, place)
+        WHERE n.message_id <> ALL (skipped)
+    ), total AS (
+        SELECT mailbox_id, count(*) AS messages, sum(size_octets)::bigint AS octets FROM new GROUP BY mailbox_id
+    ), locked AS MATERIALIZED (
+        SELECT mailbox_id FROM mailgate.mailbox_usage
+        WHERE mailbox_id = ANY (d_mailbox) ORDER BY mailbox_id FOR NO KEY UPDATE
+    ), taken AS (
+        UPDATE mailgate.mailbox_usage u
+        SET uid_next = u.uid_next + t.messages, messages = u.messages + t.messages, octets = u.octets + t.octets
+        FROM locked JOIN total t USING (mailbox_id)
+        WHERE u.mailbox_id = locked.mailbox_id
+        RETURNING u.mailbox_id, u.uid_next - t.messages AS first_uid, u.octets
+    ), delivered AS (
+        INSERT INTO mailgate.delivery (mailbox_id, uid, message_id, folder, detail, delivered_at)
+        SELECT n.mailbox_id, t.first_uid + n.place_in_mailbox - 1, n.message_id, n.folder, n.detail,
+               to_timestamp(n.received_at)
+        FROM new n LEFT JOIN taken t USING (mailbox_id)
+        RETURNING mailbox_id, uid
+    ), announced AS (
+        SELECT count(pg_notify('newmail', format('{"mailbox":%s,"uid":%s}', mailbox_id, uid))) FROM delivered
+    )
+    SELECT array_agg(mailbox_id), array_agg(octets) INTO usage_mailbox, usage_octets
+    FROM taken CROSS JOIN announced;
+
+    IF q_message <> '{}' THEN
+        INSERT INTO mailgate.queue (message_id, recipient, recipient_position, created_at)
+        SELECT n.message_id, n.recipient, n.position, to_timestamp(n.received_at)
+        FROM unnest(q_message, q_recipient, q_position, q_received_at) AS n (message_id, recipient, position, received_at)
+        WHERE n.message_id <> ALL (skipped);
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION accept_messages IS 'Makes a batch of messages ours, all tables in one statement. Repeating it changes nothing.';
+
+-- ---------------------------------------------------------------- views
+
+CREATE VIEW inbox AS
+SELECT b.local_part || '@' || o.name AS mailbox,
+       d.uid,
+       d.folder,
+       d.flags,
+       m.received_at,
+       m.header_from AS "from",
+       m.subject,
+       m.size_octets,
+       id_text(m.id) AS message
+FROM delivery d
+JOIN message m ON m.id = d.message_id
+JOIN mailbox b ON b.id = d.mailbox_id
+JOIN domain o ON o.id = b.domain_id;
+COMMENT ON VIEW inbox IS 'What is in the mailboxes: a row a delivery.';
+COMMENT ON COLUMN inbox.mailbox IS 'The mailbox''s address.';
+COMMENT ON COLUMN inbox.uid IS 'IMAP''s UID in that mailbox.';
+COMMENT ON COLUMN inbox.folder IS 'INBOX, Junk, Trash or another.';
+COMMENT ON COLUMN inbox.flags IS 'As IMAP writes them.';
+COMMENT ON COLUMN inbox.received_at IS 'When the end of data came.';
+COMMENT ON COLUMN inbox."from" IS 'The From field, decoded.';
+COMMENT ON COLUMN inbox.subject IS 'The Subject field, decoded.';
+COMMENT ON COLUMN inbox.size_octets IS 'Of the content, without our trace fields.';
+COMMENT ON COLUMN inbox.message IS 'The message''s id as people see it; message_octets(id_number(...)) gives the message.';
+
+CREATE VIEW recent_refusals AS
+SELECT refusal.ended_at AS refused_at,
+       id_text(refusal.id) AS id,
+       refusal.client_address AS client,
+       refusal.helo,
+       refusal.reverse_path,
+       refusal.forward_path,
+       refusal.stage,
+       refusal.reply,
+       refusal.policy,
+       refusal.reason
+FROM (
+    SELECT t.id, t.ended_at, t.client_address, t.helo, t.reverse_path, NULL AS forward_path, t.stage, t.reply,
+           t.policy, t.reason
+    FROM transaction t
+    WHERE t.disposition IN ('refused', 'deferred') AND t.stage <> 'rcpt'
+    UNION ALL
+    SELECT r.transaction_id, t.ended_at, t.client_address, t.helo, t.reverse_path, r.forward_path, 'rcpt', r.reply,
+           CASE WHEN t.stage = 'rcpt' THEN t.policy END, CASE WHEN t.stage = 'rcpt' THEN t.reason END
+    FROM recipient r JOIN transaction t ON t.id = r.transaction_id
+    WHERE NOT r.is_accepted
+) AS refusal
+ORDER BY refusal.id DESC;
+COMMENT ON VIEW recent_refusals IS 'What was refused or deferred, newest first: a row for each refused recipient, and one for each transaction refused as a whole.';
+COMMENT ON COLUMN recent_refusals.refused_at IS 'When the transaction ended.';
+COMMENT ON COLUMN recent_refusals.id IS 'The transaction''s id, as the client heard it.';
+COMMENT ON COLUMN recent_refusals.client IS 'The client''s address.';
+COMMENT ON COLUMN recent_refusals.helo IS 'What it called itself.';
+COMMENT ON COLUMN recent_refusals.reverse_path IS 'Whom it is from; "" for the null path.';
+COMMENT ON COLUMN recent_refusals.forward_path IS 'Whom it was for; NULL where the transaction was refused as a whole.';
+COMMENT ON COLUMN recent_refusals.stage IS 'Where: connect, helo, mail, rcpt, data, end_of_data.';
+COMMENT ON COLUMN recent_refusals.reply IS 'What the client heard.';
+COMMENT ON COLUMN recent_refusals.policy IS 'The policy that decided.';
+COMMENT ON COLUMN recent_refusals.reason IS 'Why, in words for us.';
+
+-- ---------------------------------------------------------------- directory functions
