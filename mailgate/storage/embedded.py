@@ -546,7 +546,9 @@ def _let_search(path: Path, account: _Account) -> None:
     for folder in path.parents:
         status = folder.stat()
         if not _has(status, account, 1):
-            log.info("{folder}: search permission (o+x) given, for the user {user}", folder=str(folder), user=account.name)
+            log.info(
+                "{folder}: search permission (o+x) given, for the user {user}", folder=str(folder), user=account.name
+            )
             folder.chmod(stat.S_IMODE(status.st_mode) | stat.S_IXOTH)
 
 
