@@ -5,16 +5,21 @@ Standards: RFC 5321 section 4.2 (replies), RFC 2034 and RFC 3463 (enhanced statu
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import lru_cache
+from textwrap import wrap
+
+MAX_LINE_OCTETS = 512  # RFC 5321 section 4.5.3.1.5: with the code and CRLF
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
     """A reply without its transaction id, which the session adds to 4xx and 5xx.
 
-    `enhanced` is "5.1.1", or "" for the greeting, the answer to EHLO, and 354. `lines` hold no CR or LF, and are
-    ASCII: what came from a peer has been made safe by who built the reply.
+    `enhanced` is "5.1.1", or "" for the greeting, the answer to EHLO, and 354. There is at least one line, and each is
+    printable ASCII; should a policy put something else there, it can't end the line or the reply: it is escaped. A line
+    that is too long for the wire becomes several.
     """
 
     code: int
@@ -64,9 +69,23 @@ def _encode(code: int, enhanced: str, lines: tuple[str, ...], reference: str) ->
 
 def _render(code: int, enhanced: str, lines: tuple[str, ...]) -> bytes:
     status = f"{enhanced} " if enhanced else ""
-    *first, last = lines
+    width = MAX_LINE_OCTETS - len(f"{code} {status}\r\n")
+    *first, last = _printable_lines(lines, width)
     text = "".join(f"{code}-{status}{line}\r\n" for line in first)
-    return f"{text}{code} {status}{last}\r\n".encode("ascii", "backslashreplace")
+    return f"{text}{code} {status}{last}\r\n".encode("ascii")
 
 
+def _printable_lines(lines: tuple[str, ...], width: int) -> list[str]:
+    printable: list[str] = []
+    for line in lines:
+        if not (line.isascii() and line.isprintable()):
+            line = _UNPRINTABLE.sub("?", line.encode("ascii", "backslashreplace").decode("ascii"))
+        if len(line) <= width:
+            printable.append(line)
+        else:
+            printable += wrap(line, width, break_on_hyphens=False) or [""]
+    return printable
+
+
+_UNPRINTABLE = re.compile(r"[^ -~]")
 _encode_cached = lru_cache(maxsize=256)(_render)
