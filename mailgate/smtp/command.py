@@ -11,7 +11,6 @@ parameters), RFC 4954 (AUTH), RFC 6152 (BODY), RFC 6531 (SMTPUTF8), RFC 6533 (ut
 (enhanced status codes).
 """
 
-# ruff: noqa: ERA001  (ABNF looks like code)
 from __future__ import annotations
 
 import binascii
