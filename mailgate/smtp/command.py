@@ -63,10 +63,10 @@ class Helo:
 
 @dataclass(frozen=True, slots=True)
 class Mail:
-    """MAIL FROM. Where `is_internationalized`, the SMTPUTF8 parameter was given."""
+    """MAIL FROM."""
 
     reverse_path: ReversePath
-    is_internationalized: bool = False  # something in the command is not ASCII
+    is_internationalized: bool = False  # something in the command is not ASCII: SMTPUTF8 must be among the parameters
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ class Rcpt:
     """RCPT TO. The address of the bare `<Postmaster>` has the domain ""."""
 
     forward_path: ForwardPath
-    is_internationalized: bool = False  # something in the command is not ASCII: MAIL must have had SMTPUTF8
+    is_internationalized: bool = False  # something in the command is not ASCII: SMTPUTF8 must have come with MAIL
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +158,6 @@ _BAD_PARAMETER = reply(501, "5.5.4", "Syntax error: parameters are KEYWORD or KE
 _PARAMETER_TWICE = reply(501, "5.5.4", "Syntax error: a parameter was given twice")
 _UNKNOWN_MAIL_PARAMETER = reply(555, "5.5.4", "MAIL FROM parameter not recognized or not implemented")
 _UNKNOWN_RCPT_PARAMETER = reply(555, "5.5.4", "RCPT TO parameter not recognized or not implemented")
-_INTERNATIONALIZED_SENDER = reply(553, "5.6.7", "A sender address that is not ASCII needs the parameter SMTPUTF8")
 
 # Words that RFC 5321 or its forerunners know and that are not done here: 502 rather than 500 (section 4.2.4).
 _KNOWN_VERBS = frozenset({"ETRN", "SAML", "SEND", "SOML", "TURN"})
@@ -263,10 +262,7 @@ def _parse_mail(argument: str) -> Mail:
     except GrammarError as error:
         raise CommandError(reply(501, "5.1.7", f"Bad sender address syntax: {error}")) from error
     parameters = _mail_parameters(_parse_parameters(argument, end))
-    is_internationalized = not argument.isascii()
-    if is_internationalized and not parameters.smtputf8:
-        raise CommandError(_INTERNATIONALIZED_SENDER)
-    return Mail(ReversePath(address, parameters), is_internationalized)
+    return Mail(ReversePath(address, parameters), not argument.isascii())
 
 
 #   rcpt = "RCPT TO:" ( "<Postmaster@" Domain ">" / "<Postmaster>" / Forward-path ) [SP Rcpt-parameters] CRLF

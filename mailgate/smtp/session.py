@@ -1,0 +1,1023 @@
+"""One SMTP session: octets in; replies, and requests for a decision, out.
+
+Everything that changes the state of a dialogue is in this file. It does no I/O and knows no clock but the one it is
+given: whoever owns the connection hands octets to `receive`, then calls `next_action` until it answers None, does
+what each action says, reports back (`decided`, `stored`, ...), and sends what `take_output` gives.
+
+    action          what is asked                            answered by
+    Decide          the chain's decision for a request       decided
+    Store           make the message ours                    stored, storage_failed
+    StartTls        start TLS once the output has left       tls_started
+    Authenticate    take a step of a SASL exchange           auth_challenge, authenticated, auth_refused
+    Close           send what is left, then close            connection_lost
+
+One action is outstanding at a time. Input that arrives meanwhile waits; so replies leave in order, one to one, however
+the client pipelines.
+
+What the client said in vain is kept too: `take_records` gives transactions and, at its end, the session, for the
+journal; `take_confirmed` the transactions whose 250 the client has shown to have heard.
+
+Deviations. RFC 2034 puts no status code on replies to HELO and EHLO; refusals of them carry one here all the same.
+RFC 3207 lets a server go on after it has dropped input that was pipelined behind STARTTLS; we end the session, because
+no honest client sends such input.
+
+Standards: RFC 5321; RFC 1870 (SIZE), 2034 and 3463 (status codes), 2920 (PIPELINING), 3030 (CHUNKING), 3207 (STARTTLS),
+3461 (DSN), 4954 (AUTH), 6152 (8BITMIME), 6531 (SMTPUTF8), 9422 (LIMITS).
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from typing import TYPE_CHECKING, assert_never
+
+from mailgate.ids import encode_id
+from mailgate.message import count_received_fields
+from mailgate.policy.stage import RecipientView, Request, SessionView, Stage, TlsState, TransactionView
+from mailgate.policy.verdict import Accept, Continue, Decision, Defer, Discard, Quarantine, Reject
+from mailgate.smtp.command import (
+    Auth,
+    Bdat,
+    Command,
+    CommandError,
+    Data,
+    Ehlo,
+    Expn,
+    Helo,
+    Help,
+    Mail,
+    Noop,
+    Quit,
+    Rcpt,
+    Rset,
+    StartTls as StartTlsCommand,
+    Vrfy,
+    parse_command,
+)
+from mailgate.smtp.framing import STRICT, ChunkFramer, DataFramer, Fault, Tolerance
+from mailgate.smtp.reply import Reply, reply
+from mailgate.smtp.trace import trace_fields
+from mailgate.storage.records import Disposition, IncomingMessage, SessionRecord, TransactionRecord
+
+if TYPE_CHECKING:
+    from mailgate.envelope import ForwardPath
+    from mailgate.ids import IdGenerator
+    from mailgate.message import MessageContent
+
+_AUTH_LINE_OCTETS = 12288  # RFC 4954 section 4: base64 lines
+_DIALOGUE_ENTRIES = 200
+_DIALOGUE_ENTRY_OCTETS = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The bounds of one session."""
+
+    message_octets: int = 26_214_400
+    recipients: int = 1000
+    transactions: int = 1000
+    errors: int = 20
+    received_fields: int = 100
+    line_octets: int = 998
+    command_octets: int = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a session is told about the place that it serves. Shared by the sessions of a listener."""
+
+    hostname: str
+    limits: Limits = Limits()
+    offers_starttls: bool = False
+    requires_tls: bool = False  # MAIL is refused in plain text (530 5.7.0)
+    accepts_unauthenticated: bool = True
+    mechanisms: Callable[[SessionView], tuple[str, ...]] = lambda _session: ()
+
+
+class State(Enum):
+    """Where a session stands. Time-outs depend on it: those that begin with "waits for us" have none."""
+
+    COMMAND = "waits for a command"
+    DATA = "receives a message"
+    CHUNK = "receives a chunk"
+    AUTH = "waits for a response to a challenge"
+    TLS = "waits for a handshake"
+    BUSY = "waits for us"
+    CLOSED = "is over"
+
+
+@dataclass(frozen=True, slots=True)
+class Decide:
+    """Ask the chain."""
+
+    request: Request
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """Make this message ours before the client hears 250."""
+
+    message: IncomingMessage
+
+
+@dataclass(frozen=True, slots=True)
+class StartTls:
+    """Send the output, then start TLS."""
+
+
+@dataclass(frozen=True, slots=True)
+class Authenticate:
+    """Take a step of a SASL exchange. `mechanism` is set on the first step only."""
+
+    mechanism: str | None
+    response: bytes | None = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """Send the output, then close the connection."""
+
+
+Action = Decide | Store | StartTls | Authenticate | Close
+
+_RECIPIENT_OK = reply(250, "2.1.5", "Recipient ok")
+_SENDER_OK = reply(250, "2.1.0", "Sender ok")
+_START_DATA = reply(354, "", "End data with <CR><LF>.<CR><LF>")
+_RESET = reply(250, "2.0.0", "Reset")
+_NOOP = reply(250, "2.0.0", "Nothing done")
+_BYE = reply(221, "2.0.0", "Bye")
+_VRFY = reply(252, "2.5.0", "Not verified; send mail and see")
+_EXPN = reply(502, "5.5.1", "Lists are not shown")
+_HELP = reply(214, "2.0.0", "RFC 5321: EHLO HELO MAIL RCPT DATA BDAT RSET NOOP VRFY HELP QUIT STARTTLS AUTH")
+_READY_FOR_TLS = reply(220, "2.0.0", "Ready to start TLS")
+_HELO_FIRST = reply(503, "5.5.1", "Say EHLO first")
+_MAIL_FIRST = reply(503, "5.5.1", "MAIL comes first")
+_NESTED_MAIL = reply(503, "5.5.1", "A transaction is open already; RSET ends it")
+_NO_RECIPIENTS = reply(554, "5.5.1", "No valid recipients")
+_BDAT_OPEN = reply(503, "5.5.1", "The message is being sent by BDAT")
+_NO_STARTTLS = reply(502, "5.5.1", "STARTTLS is not offered here")
+_TLS_ALREADY = reply(503, "5.5.1", "TLS is active already")
+_TLS_REQUIRED = reply(530, "5.7.0", "Issue STARTTLS first")
+_AUTH_REQUIRED = reply(530, "5.7.0", "Authentication required")
+_INPUT_BEHIND_STARTTLS = reply(554, "5.5.1", "Input behind STARTTLS; closing")
+_NO_AUTH = reply(502, "5.5.1", "AUTH is not offered here")
+_AUTH_MECHANISM = reply(504, "5.5.4", "That mechanism is not offered")
+_AUTH_ALREADY = reply(503, "5.5.1", "Authenticated already")
+_AUTH_IN_TRANSACTION = reply(503, "5.5.1", "AUTH is not permitted during a transaction")
+_AUTH_CANCELLED = reply(501, "5.7.0", "Authentication cancelled")
+_AUTH_MALFORMED = reply(501, "5.5.2", "That is not base64")
+_AUTHENTICATED = reply(235, "2.7.0", "Authenticated")
+_LINE_TOO_LONG = reply(500, "5.5.2", "Line too long")
+_BARE_LF_IN_COMMAND = reply(500, "5.5.2", "A line ends in CRLF (RFC 5321 section 2.3.8)")
+_UTF8_NOT_ASKED = reply(553, "5.6.7", "That address needs SMTPUTF8 in MAIL")
+_TOO_MANY_RECIPIENTS = reply(452, "4.5.3", "Too many recipients; send the rest in another transaction")
+_TOO_MANY_TRANSACTIONS = reply(421, "4.7.0", "Too many transactions in this session; connect again")
+_TOO_MANY_ERRORS = reply(421, "4.7.0", "Too many errors; closing")
+_NO_MEMORY = reply(452, "4.3.1", "Insufficient system storage; try again later")
+_DATABASE_AWAY = reply(451, "4.3.0", "The mail system is unavailable for the moment; try again later")
+_SHUTTING_DOWN = reply(421, "4.3.2", "Shutting down; connect again")
+_TIMEOUT = reply(421, "4.4.2", "Waited too long; closing")
+_TRANSACTION_TIMEOUT = reply(421, "4.4.2", "The transaction took too long; closing")
+_LOOP = reply(554, "5.4.6", "Too many Received fields: this message goes round in a loop")
+
+_FAULTS = {
+    Fault.BARE_LINE_END: reply(550, "5.5.2", "CR or LF alone is not a line end (RFC 5321 section 2.3.8)"),
+    Fault.NUL: reply(550, "5.6.0", "NUL octet in message (RFC 5321 section 4.5.2)"),
+    Fault.NO_MEMORY: _NO_MEMORY,
+}
+
+
+class Ending(Enum):
+    """Why a session ended. The value is the word in the database."""
+
+    QUIT = "quit"
+    LOST = "lost"
+    TIMEOUT = "timeout"
+    LIMIT = "limit"
+    REFUSED = "refused"
+    SHUTDOWN = "shutdown"
+    TLS_FAILED = "tls-failed"
+
+
+class _Transaction:
+    """The transaction that is open, while it grows."""
+
+    __slots__ = (
+        "accepted",
+        "content",
+        "discarded_by",
+        "framer",
+        "id",
+        "notes",
+        "quarantined_by",
+        "recipients",
+        "reverse_path",
+        "started_at",
+    )
+
+    def __init__(self, identifier: int, started_at: float, mail: Mail) -> None:
+        self.id = identifier
+        self.started_at = started_at
+        self.reverse_path = mail.reverse_path
+        self.recipients: list[RecipientView] = []
+        self.accepted = 0
+        self.notes: tuple[object, ...] = ()
+        self.framer: DataFramer | ChunkFramer | None = None
+        self.content: MessageContent | None = None
+        self.quarantined_by: tuple[str, str] | None = None  # policy and reason
+        self.discarded_by: tuple[str, str] | None = None
+
+    def view(self) -> TransactionView:
+        return TransactionView(self.id, self.started_at, self.reverse_path, tuple(self.recipients), self.notes)
+
+
+class Session:
+    """The server's side of one connection."""
+
+    __slots__ = (
+        "_action",
+        "_chunk_is_last",
+        "_chunk_left",
+        "_chunk_octets",
+        "_chunk_refusal",
+        "_confirmed",
+        "_connect_notes",
+        "_continue",
+        "_dialogue",
+        "_errors",
+        "_forward_path",
+        "_ids",
+        "_input",
+        "_is_skipping_line",
+        "_notes",
+        "_output",
+        "_received_octets",
+        "_records",
+        "_reference",
+        "_settings",
+        "_time",
+        "_tolerance",
+        "_transaction",
+        "_transactions",
+        "_unconfirmed",
+        "_unconfirmed_at",
+        "ending",
+        "is_storing",
+        "state",
+        "view",
+    )
+
+    def __init__(
+        self,
+        view: SessionView,
+        settings: Settings,
+        ids: IdGenerator,
+        time: Callable[[], float],
+        tolerance: Tolerance = STRICT,
+    ) -> None:
+        """`view` is the connection as it begins; `time` gives seconds since the epoch."""
+        self.view = view
+        self.state = State.BUSY
+        self.ending: Ending | None = None
+        self._settings = settings
+        self._ids = ids
+        self._time = time
+        self._tolerance = tolerance
+        self._input = b""
+        self._output: list[bytes] = []
+        self._action: Action | None = None
+        self._continue: Callable[[Decision], None] = self._connect_decided
+        self._connect_notes: tuple[object, ...] = ()
+        self._notes: tuple[object, ...] = ()  # of CONNECT and HELO
+        self._transaction: _Transaction | None = None
+        self._forward_path: ForwardPath | None = None
+        self._chunk_left = self._chunk_octets = 0
+        self._chunk_is_last = False
+        self._chunk_refusal: Reply | None = None
+        self.is_storing = False  # a message is on its way: whoever ends the session leaves it alone
+        self._is_skipping_line = False
+        self._transactions = self._errors = 0
+        self._reference = ""
+        self._dialogue: list[bytes] = []
+        self._records: list[TransactionRecord | SessionRecord] = []
+        self._received_octets = 0
+        self._unconfirmed: list[int] = []
+        self._unconfirmed_at = 0
+        self._confirmed: list[int] = []
+
+    # ------------------------------------------------------------ towards the owner of the connection
+
+    def start(self) -> None:
+        """The connection is there (for implicit TLS: its handshake is done)."""
+        self._ask(Stage.CONNECT, self._connect_decided)
+
+    def receive(self, data: bytes) -> None:
+        """Take octets. Follow with `next_action`."""
+        self._received_octets += len(data)
+        self._input = self._input + data if self._input else data
+
+    def next_action(self) -> Action | None:
+        """What the owner has to do next; None if there is nothing until more input or an answer comes."""
+        while True:
+            if self._action is not None:
+                action, self._action = self._action, None
+                return action
+            match self.state:
+                case State.COMMAND:
+                    if not self._take_command():
+                        return None
+                case State.DATA:
+                    if not self._take_data():
+                        return None
+                case State.CHUNK:
+                    if not self._take_chunk():
+                        return None
+                case State.AUTH:
+                    if not self._take_auth_response():
+                        return None
+                case State.BUSY | State.TLS | State.CLOSED:
+                    return None
+                case _:
+                    assert_never(self.state)
+
+    def take_output(self) -> bytes:
+        """The octets to send, in order."""
+        output = self._output
+        if not output:
+            return b""
+        octets = output[0] if len(output) == 1 else b"".join(output)
+        output.clear()
+        return octets
+
+    def take_records(self) -> list[TransactionRecord | SessionRecord]:
+        """What has ended since the last call and has not become a message."""
+        records, self._records = self._records, []
+        return records
+
+    def take_confirmed(self) -> list[int]:
+        """The accepted transactions that the client went on from since the last call."""
+        confirmed, self._confirmed = self._confirmed, []
+        return confirmed
+
+    @property
+    def unconfirmed(self) -> list[int]:
+        """The accepted transactions whose 250 the client may not have heard."""
+        return self._unconfirmed
+
+    @property
+    def waiting_octets(self) -> int:
+        """How much input waits to be looked at."""
+        return len(self._input)
+
+    @property
+    def held_octets(self) -> int:
+        """How much of a message is in memory."""
+        transaction = self._transaction
+        return transaction.framer.held_octets if transaction is not None and transaction.framer is not None else 0
+
+    @property
+    def transaction_started_at(self) -> float | None:
+        """When MAIL was given, in seconds since the epoch; None outside a transaction."""
+        return None if self._transaction is None else self._transaction.started_at
+
+    def give_up_content(self) -> None:
+        """There is no memory for the message that is being received: it will be answered with 452 4.3.1."""
+        transaction = self._transaction
+        if transaction is not None and transaction.framer is not None:
+            transaction.framer.fail(Fault.NO_MEMORY)
+
+    def decided(self, decision: Decision) -> None:
+        """The chain's answer to the last Decide."""
+        if self.state is not State.CLOSED:
+            self._continue(decision)
+
+    def stored(self, transaction_id: int) -> None:
+        """The message is ours: the answer to Store."""
+        self.is_storing = False
+        self._transaction = None
+        self._unconfirmed.append(transaction_id)
+        # If the connection is gone, the message is not: its sender may send it again, and is owed the same 250.
+        if self.state is not State.CLOSED:
+            self._unconfirmed_at = self._received_octets
+            self._go_on(_accepted(transaction_id))
+
+    def storage_failed(self) -> None:
+        """Whether the message is ours is unknown, or it is not: the other answer to Store."""
+        self.is_storing = False
+        self._end_transaction(Disposition.DEFERRED, Stage.END_OF_DATA, _DATABASE_AWAY, reason="storage unavailable")
+        if self.state is not State.CLOSED:
+            self._go_on(_DATABASE_AWAY)
+
+    def tls_started(self, tls: TlsState) -> None:
+        """The handshake that StartTls asked for is done: nothing that was said before it counts (RFC 3207)."""
+        if self.state is State.CLOSED:
+            return
+        self._input = b""
+        self._notes = self._connect_notes
+        self.view = replace(self.view, tls=tls, helo=None, is_esmtp=False, authenticated=None)
+        self.state = State.COMMAND
+
+    def auth_challenge(self, challenge: bytes) -> None:
+        """The exchange goes on: an answer to Authenticate."""
+        if self.state is not State.CLOSED:
+            self._output.append(b"334 " + base64.b64encode(challenge) + b"\r\n")
+            self.state = State.AUTH
+
+    def authenticated(self, account: str) -> None:
+        """The client is who it says: an answer to Authenticate."""
+        if self.state is not State.CLOSED:
+            self.view = replace(self.view, authenticated=account)
+            self._go_on(_AUTHENTICATED)
+
+    def auth_refused(self, refusal: Reply) -> None:
+        """The credentials are wrong, or can't be checked: an answer to Authenticate."""
+        if self.state is not State.CLOSED:
+            self._go_on(refusal)
+
+    def time_out(self, *, transaction: bool = False) -> None:
+        """The client took too long for a command or, with `transaction`, for the whole transaction."""
+        self._end(_TRANSACTION_TIMEOUT if transaction else _TIMEOUT, Ending.TIMEOUT)
+
+    def shut_down(self) -> None:
+        """We are about to stop, and the client is not in the middle of a message."""
+        self._end(_SHUTTING_DOWN, Ending.SHUTDOWN)
+
+    @property
+    def may_be_shut_down(self) -> bool:
+        """Whether ending the session now loses no work: it neither sends a message nor waits for an answer of ours."""
+        transaction = self._transaction
+        return self.state in (State.COMMAND, State.AUTH, State.TLS) and (
+            transaction is None or transaction.framer is None
+        )
+
+    def connection_lost(self, ending: Ending = Ending.LOST) -> None:
+        """The connection is gone. `take_records` then gives what there is to keep of the session."""
+        self.ending = self.ending or ending
+        # A message that is on its way to storage is left to it: its record is the message.
+        if not self.is_storing:
+            self._abandon()
+        self.state = State.CLOSED
+        self._action = None
+        self._input = b""
+        self._records.append(
+            SessionRecord(
+                self.view,
+                self._time(),
+                self.ending.value,
+                self._transactions,
+                self._errors,
+                self._dialogue_text(),
+            )
+        )
+
+    # ------------------------------------------------------------ commands
+
+    def _take_command(self) -> bool:
+        line = self._take_line(self._settings.limits.command_octets)
+        if line is None:
+            return False
+        if isinstance(line, Reply):
+            self._dialogue_add(b"C: (a line too long, or not ended by CRLF)")
+            self._go_on(line)
+            return True
+        if self._unconfirmed and self._received_octets - len(self._input) > self._unconfirmed_at:
+            self._confirmed += self._unconfirmed
+            self._unconfirmed = []
+        is_auth = line[:4].upper() == b"AUTH"
+        self._dialogue_add(b"C: AUTH ..." if is_auth else b"C: " + line)
+        try:
+            command = parse_command(line)
+        except CommandError as error:
+            if line[:4].upper() == b"BDAT":
+                # Where the chunk ends is unknown: what follows must not be taken for commands.
+                self._end(error.reply, Ending.LIMIT)
+            else:
+                self._go_on(error.reply)
+            return True
+        self._command(command)
+        return True
+
+    def _take_line(self, max_octets: int) -> bytes | Reply | None:
+        data = self._input
+        end = data.find(b"\n")
+        if end < 0:
+            if len(data) > max_octets or (self._is_skipping_line and data):
+                self._is_skipping_line = True
+                self._input = data[-1:] if data.endswith(b"\r") else b""
+            return None
+        self._input = data[end + 1 :]
+        if self._is_skipping_line or end > max_octets:
+            self._is_skipping_line = False
+            return _LINE_TOO_LONG
+        if end == 0 or data[end - 1] != 0x0D:
+            return _BARE_LF_IN_COMMAND
+        return data[: end - 1]
+
+    def _command(self, command: Command) -> None:
+        match command:
+            case Ehlo() | Helo():
+                self._greet(command)
+            case Mail():
+                self._mail(command)
+            case Rcpt():
+                self._rcpt(command)
+            case Data():
+                self._data()
+            case Bdat():
+                self._bdat(command)
+            case Rset():
+                self._abandon()
+                self._say(_RESET)
+            case Noop():
+                self._say(_NOOP)
+            case Quit():
+                self._abandon()
+                self._end(_BYE, Ending.QUIT)
+            case Vrfy():
+                self._say(_VRFY)
+            case Expn():
+                self._go_on(_EXPN)
+            case Help():
+                self._say(_HELP)
+            case StartTlsCommand():
+                self._starttls()
+            case Auth():
+                self._auth(command)
+            case _:
+                assert_never(command)
+
+    # ------------------------------------------------------------ CONNECT, HELO
+
+    def _connect_decided(self, decision: Decision) -> None:
+        refusal = self._refusal(decision)
+        if refusal is not None:
+            self._end(refusal, Ending.REFUSED)
+            return
+        self._notes = self._connect_notes = decision.notes
+        self._say(Reply(220, "", (f"{self._settings.hostname} ESMTP mailgate",)))
+        self.state = State.COMMAND
+
+    def _greet(self, command: Ehlo | Helo) -> None:
+        # "EHLO ... MUST clear all buffers and reset the state exactly as if a RSET command has been issued."
+        self._abandon()
+        self.view = replace(self.view, helo=command.name, is_esmtp=isinstance(command, Ehlo))
+        self._ask(Stage.HELO, self._helo_decided)
+
+    def _helo_decided(self, decision: Decision) -> None:
+        refusal = self._refusal(decision)
+        if refusal is not None:
+            self.view = replace(self.view, helo=None, is_esmtp=False)
+            self._go_on(refusal)
+            return
+        self._notes = self._connect_notes + decision.notes
+        if self.view.is_esmtp:
+            self._say(self._ehlo_reply())
+        else:
+            self._say(Reply(250, "", (self._settings.hostname,)))
+        self.state = State.COMMAND
+
+    def _ehlo_reply(self) -> Reply:
+        settings, limits = self._settings, self._settings.limits
+        lines = [
+            settings.hostname,
+            "PIPELINING",
+            f"SIZE {limits.message_octets}",
+            "8BITMIME",
+            "SMTPUTF8",
+            "CHUNKING",
+            "ENHANCEDSTATUSCODES",
+            "DSN",
+            f"LIMITS RCPTMAX={limits.recipients} MAILMAX={limits.transactions}",
+        ]
+        if settings.offers_starttls and self.view.tls is None:
+            lines.append("STARTTLS")
+        mechanisms = settings.mechanisms(self.view) if self.view.authenticated is None else ()
+        if mechanisms:
+            lines.append("AUTH " + " ".join(mechanisms))
+        return Reply(250, "", tuple(lines))
+
+    # ------------------------------------------------------------ MAIL, RCPT
+
+    def _mail(self, command: Mail) -> None:
+        limits, parameters = self._settings.limits, command.reverse_path.parameters
+        if self.view.helo is None:
+            return self._go_on(_HELO_FIRST)
+        if self._transaction is not None:
+            return self._go_on(_NESTED_MAIL)
+        if self._settings.requires_tls and self.view.tls is None:
+            return self._go_on(_TLS_REQUIRED)
+        if not self._settings.accepts_unauthenticated and self.view.authenticated is None:
+            return self._go_on(_AUTH_REQUIRED)
+        if self._transactions >= limits.transactions:
+            return self._end(_TOO_MANY_TRANSACTIONS, Ending.LIMIT)
+        self._transactions += 1
+        self._transaction = _Transaction(self._ids.next(), self._time(), command)
+        self._reference = ""
+        if command.is_internationalized and not parameters.smtputf8:
+            return self._refuse_mail(_UTF8_NOT_ASKED)
+        if parameters.size_octets is not None and parameters.size_octets > limits.message_octets:
+            return self._refuse_mail(_too_large(limits))
+        return self._ask(Stage.MAIL, self._mail_decided)
+
+    def _mail_decided(self, decision: Decision) -> None:
+        refusal = self._refusal(decision)
+        if refusal is not None:
+            self._refuse_mail(refusal, decision.policy)
+            return
+        self._take_note(decision)
+        self._say(_SENDER_OK)
+        self.state = State.COMMAND
+
+    def _refuse_mail(self, refusal: Reply, policy: str = "") -> None:
+        self._end_transaction(_disposition_of(refusal), Stage.MAIL, refusal, policy=policy)
+        self._go_on(refusal)
+
+    def _rcpt(self, command: Rcpt) -> None:
+        transaction = self._transaction
+        if transaction is None:
+            return self._go_on(_HELO_FIRST if self.view.helo is None else _MAIL_FIRST)
+        if transaction.framer is not None:
+            return self._go_on(_BDAT_OPEN)
+        self._forward_path = command.forward_path
+        if transaction.accepted >= self._settings.limits.recipients:
+            return self._answer_rcpt(_TOO_MANY_RECIPIENTS)
+        if command.is_internationalized and not transaction.reverse_path.parameters.smtputf8:
+            return self._answer_rcpt(_UTF8_NOT_ASKED)
+        return self._ask(Stage.RCPT, self._rcpt_decided, forward_path=command.forward_path)
+
+    def _rcpt_decided(self, decision: Decision) -> None:
+        refusal = self._refusal(decision)
+        if refusal is None:
+            self._take_note(decision, keep_notes=False)
+        self._answer_rcpt(refusal or _RECIPIENT_OK, decision.notes)
+
+    def _answer_rcpt(self, answer: Reply, notes: tuple[object, ...] = ()) -> None:
+        transaction, forward_path = self._open_transaction(), self._forward_path
+        assert forward_path is not None  # noqa: S101  # set by _rcpt, the only way here
+        # Refused ones are kept for the record, but no more of them than of accepted ones.
+        if answer.is_positive or len(transaction.recipients) < 2 * self._settings.limits.recipients:
+            transaction.recipients.append(RecipientView(forward_path, answer.is_positive, answer, notes))
+        if answer.is_positive:
+            transaction.accepted += 1
+        self._go_on(answer)
+
+    # ------------------------------------------------------------ DATA, BDAT
+
+    def _data(self) -> None:
+        transaction = self._transaction
+        if transaction is None:
+            return self._go_on(_HELO_FIRST if self.view.helo is None else _MAIL_FIRST)
+        if transaction.framer is not None:
+            return self._go_on(_BDAT_OPEN)
+        if not transaction.accepted:
+            return self._go_on(_NO_RECIPIENTS)
+        return self._ask(Stage.DATA, self._data_decided)
+
+    def _data_decided(self, decision: Decision) -> None:
+        refusal = self._refusal(decision)
+        if refusal is not None:
+            self._end_transaction(_disposition_of(refusal), Stage.DATA, refusal, policy=decision.policy)
+            self._go_on(refusal)
+            return
+        self._take_note(decision)
+        limits = self._settings.limits
+        self._open_transaction().framer = DataFramer(limits.message_octets, limits.line_octets, self._tolerance)
+        self._say(_START_DATA)
+        self.state = State.DATA
+
+    def _take_data(self) -> bool:
+        data = self._input
+        if not data:
+            return False
+        framer = self._open_transaction().framer
+        assert isinstance(framer, DataFramer)  # noqa: S101  # set by _data_decided, the only way into this state
+        end = framer.feed(data)
+        if end is None:
+            self._input = b""
+            return False
+        self._input = data[end:]
+        self._content_complete(framer)
+        return True
+
+    def _bdat(self, command: Bdat) -> None:
+        # A chunk that is refused is read all the same: its octets are not commands.
+        transaction = self._transaction
+        self._chunk_octets = self._chunk_left = command.size_octets
+        self._chunk_is_last = command.is_last
+        self._chunk_refusal = None
+        self.state = State.CHUNK
+        if transaction is None:
+            self._chunk_refusal = _HELO_FIRST if self.view.helo is None else _MAIL_FIRST
+        elif not transaction.accepted:
+            self._chunk_refusal = _NO_RECIPIENTS
+        elif transaction.framer is None:
+            self._ask(Stage.DATA, self._bdat_decided)
+        elif transaction.framer.size_octets + command.size_octets > self._settings.limits.message_octets:
+            transaction.framer.fail(Fault.TOO_LARGE)
+
+    def _bdat_decided(self, decision: Decision) -> None:
+        self.state = State.CHUNK
+        refusal = self._refusal(decision)
+        if refusal is not None:
+            self._end_transaction(_disposition_of(refusal), Stage.DATA, refusal, policy=decision.policy)
+            self._chunk_refusal = refusal
+            return
+        self._take_note(decision)
+        limits = self._settings.limits
+        framer = ChunkFramer(limits.message_octets, limits.line_octets, self._tolerance)
+        self._open_transaction().framer = framer
+        if self._chunk_octets > limits.message_octets:
+            framer.fail(Fault.TOO_LARGE)
+
+    def _take_chunk(self) -> bool:
+        data, left = self._input, self._chunk_left
+        if left:
+            if not data:
+                return False
+            if len(data) > left:
+                data, self._input = data[:left], data[left:]
+            else:
+                self._input = b""
+            self._chunk_left = left = left - len(data)
+            if self._chunk_refusal is None:
+                self._chunk_framer().feed(data)
+            if left:
+                return False
+        if self._chunk_refusal is not None:
+            self._go_on(self._chunk_refusal)
+            return True
+        framer = self._chunk_framer()
+        if self._chunk_is_last:
+            framer.finish()
+        if self._chunk_is_last or framer.fault is not None:
+            self._content_complete(framer)
+        else:
+            self._go_on(Reply(250, "2.0.0", (f"{self._chunk_octets} octets received",)))
+        return True
+
+    def _chunk_framer(self) -> ChunkFramer:
+        framer = self._open_transaction().framer
+        assert isinstance(framer, ChunkFramer)  # noqa: S101  # set by _bdat_decided; DATA leaves no framer behind
+        return framer
+
+    # ------------------------------------------------------------ end of data
+
+    def _content_complete(self, framer: DataFramer | ChunkFramer) -> None:
+        limits = self._settings.limits
+        self._dialogue_add(b"C: (%d octets of message)" % framer.size_octets)
+        match framer.fault:
+            case None:
+                pass
+            case Fault.TOO_LARGE:
+                return self._refuse_content(_too_large(limits), size_octets=framer.size_octets)
+            case Fault.LONG_LINE:
+                return self._refuse_content(_long_line(limits), size_octets=framer.size_octets)
+            case fault:
+                return self._refuse_content(_FAULTS[fault], size_octets=framer.size_octets)
+        transaction = self._open_transaction()
+        content = transaction.content = framer.content()
+        if count_received_fields(content.header()) > limits.received_fields:
+            return self._refuse_content(_LOOP)
+        return self._ask(Stage.END_OF_DATA, self._content_decided)
+
+    def _content_decided(self, decision: Decision) -> None:
+        refusal = self._refusal(decision)
+        if refusal is not None:
+            self._refuse_content(refusal, decision.policy)
+            return
+        self._take_note(decision)
+        transaction = self._open_transaction()
+        accepted = _accepted(transaction.id)
+        if transaction.discarded_by is not None:
+            policy, reason = transaction.discarded_by
+            self._end_transaction(Disposition.DISCARDED, Stage.END_OF_DATA, accepted, policy=policy, reason=reason)
+            self._go_on(accepted)
+            return
+        content = transaction.content
+        assert content is not None  # noqa: S101  # set by _content_complete, the only way here
+        view, received_at = transaction.view(), self._time()
+        policy, reason = transaction.quarantined_by or ("", "")
+        message = IncomingMessage(
+            self.view,
+            view,
+            content,
+            trace_fields(self.view, view, self._settings.hostname, received_at),
+            Disposition.QUARANTINED if transaction.quarantined_by else Disposition.ACCEPTED,
+            accepted.text(),
+            received_at,
+            policy,
+            reason,
+        )
+        self.is_storing = True
+        self._action = Store(message)
+        self.state = State.BUSY
+
+    def _refuse_content(self, refusal: Reply, policy: str = "", *, size_octets: int | None = None) -> None:
+        self._end_transaction(
+            _disposition_of(refusal), Stage.END_OF_DATA, refusal, policy=policy, size_octets=size_octets
+        )
+        self._go_on(refusal)
+
+    # ------------------------------------------------------------ STARTTLS, AUTH
+
+    def _starttls(self) -> None:
+        if self.view.tls is not None:
+            return self._go_on(_TLS_ALREADY)
+        if not self._settings.offers_starttls:
+            return self._go_on(_NO_STARTTLS)
+        self._abandon()
+        if self._input:
+            # Whoever stands between us and the client may have put it there, for us to run inside TLS.
+            return self._end(_INPUT_BEHIND_STARTTLS, Ending.REFUSED)
+        self._say(_READY_FOR_TLS)
+        self._action = StartTls()
+        self.state = State.TLS
+        return None
+
+    def _auth(self, command: Auth) -> None:
+        if self.view.helo is None:
+            return self._go_on(_HELO_FIRST)
+        if self.view.authenticated is not None:
+            return self._go_on(_AUTH_ALREADY)
+        if self._transaction is not None:
+            return self._go_on(_AUTH_IN_TRANSACTION)
+        mechanisms = self._settings.mechanisms(self.view)
+        if not mechanisms:
+            return self._go_on(_NO_AUTH)
+        if command.mechanism not in mechanisms:
+            return self._go_on(_AUTH_MECHANISM)
+        self._action = Authenticate(command.mechanism, command.initial)
+        self.state = State.BUSY
+        return None
+
+    def _take_auth_response(self) -> bool:
+        line = self._take_line(_AUTH_LINE_OCTETS)
+        if line is None:
+            return False
+        if isinstance(line, Reply):
+            self._go_on(line)
+        elif line == b"*":
+            self._go_on(_AUTH_CANCELLED)
+        else:
+            try:
+                response = base64.b64decode(line, validate=True)
+            except binascii.Error:
+                self._go_on(_AUTH_MALFORMED)
+            else:
+                self._action = Authenticate(None, response)
+                self.state = State.BUSY
+        return True
+
+    # ------------------------------------------------------------ what all of them use
+
+    def _ask(
+        self, stage: Stage, answer: Callable[[Decision], None], *, forward_path: ForwardPath | None = None
+    ) -> None:
+        transaction = self._transaction
+        self._continue = answer
+        self.state = State.BUSY
+        if transaction is None:
+            self._action = Decide(Request(stage, self.view, notes=self._notes))
+        else:
+            self._action = Decide(
+                Request(
+                    stage,
+                    self.view,
+                    transaction.view(),
+                    forward_path,
+                    transaction.content,
+                    self._notes + transaction.notes if self._notes or transaction.notes else (),
+                )
+            )
+
+    def _refusal(self, decision: Decision) -> Reply | None:
+        match decision.verdict:
+            case Continue() | Accept() | Quarantine() | Discard():
+                return None
+            case Reject(reply=refusal) | Defer(reply=refusal):
+                return refusal
+            case _:
+                assert_never(decision.verdict)
+
+    def _take_note(self, decision: Decision, *, keep_notes: bool = True) -> None:
+        transaction = self._open_transaction()
+        if keep_notes:
+            transaction.notes += decision.notes
+        match decision.verdict:
+            case Quarantine(reason=reason):
+                transaction.quarantined_by = transaction.quarantined_by or (decision.policy, reason)
+            case Discard(reason=reason):
+                transaction.discarded_by = transaction.discarded_by or (decision.policy, reason)
+            case _:
+                pass
+
+    def _open_transaction(self) -> _Transaction:
+        transaction = self._transaction
+        assert transaction is not None  # noqa: S101  # its callers are reached within a transaction only
+        return transaction
+
+    def _say(self, answer: Reply) -> None:
+        if answer.code < 400:
+            octets = answer.encode()
+        else:
+            transaction = self._transaction
+            octets = answer.encode(self._reference or encode_id(transaction.id if transaction else self.view.id))
+        self._reference = ""
+        self._output.append(octets)
+        self._dialogue_add(octets)
+
+    def _go_on(self, answer: Reply) -> None:
+        """Say it, and wait for the next command; a refusal for good counts as an error, 421 ends the session."""
+        if answer.code == 421:
+            self._end(answer, Ending.REFUSED)
+            return
+        self._say(answer)
+        self.state = State.COMMAND
+        if answer.code >= 500:
+            self._errors += 1
+            if self._errors >= self._settings.limits.errors:
+                self._end(_TOO_MANY_ERRORS, Ending.LIMIT)
+
+    def _end(self, answer: Reply, ending: Ending) -> None:
+        if self.state is State.CLOSED:
+            return
+        self._say(answer)
+        self.ending = ending
+        self._input = b""
+        self._action = Close()
+        self.state = State.CLOSED
+
+    def _abandon(self) -> None:
+        """End the open transaction, if there is one: by RSET, a greeting, STARTTLS, QUIT, or the connection's end."""
+        transaction = self._transaction
+        if transaction is None:
+            return
+        last = transaction.recipients[-1].reply if transaction.recipients else None
+        if last is not None and not transaction.accepted:
+            self._end_transaction(_disposition_of(last), Stage.RCPT, last)
+        else:
+            stage = Stage.MAIL if last is None else Stage.RCPT if transaction.framer is None else Stage.DATA
+            self._end_transaction(Disposition.ABANDONED, stage, None)
+
+    def _end_transaction(
+        self,
+        disposition: Disposition,
+        stage: Stage,
+        answer: Reply | None,
+        *,
+        policy: str = "",
+        reason: str = "",
+        size_octets: int | None = None,
+    ) -> None:
+        """Close the open transaction without a message; the next reply still bears its id."""
+        transaction = self._open_transaction()
+        content = transaction.content
+        self._reference = encode_id(transaction.id)
+        self._transaction = None
+        self._records.append(
+            TransactionRecord(
+                self.view,
+                transaction.view(),
+                disposition,
+                stage.value,
+                "" if answer is None else answer.text(self._reference),
+                self._time(),
+                policy,
+                reason,
+                size_octets if content is None else content.size_octets,
+                None if content is None else content.sha256,
+            )
+        )
+
+    def _dialogue_add(self, octets: bytes) -> None:
+        if len(self._dialogue) < _DIALOGUE_ENTRIES:
+            self._dialogue.append(octets if len(octets) < _DIALOGUE_ENTRY_OCTETS else octets[:_DIALOGUE_ENTRY_OCTETS])
+
+    def _dialogue_text(self) -> str:
+        # Replies are kept as sent, with their CRLF; what the client said has none.
+        entries = [
+            b"S: " + octets[:-2].replace(b"\r\n", b"\nS: ") if octets.endswith(b"\r\n") else octets
+            for octets in self._dialogue
+        ]
+        if len(entries) == _DIALOGUE_ENTRIES:
+            entries.append(b"(and more)")
+        return b"\n".join(entries).decode("ascii", "backslashreplace").replace("\0", "\\x00")
+
+
+def _accepted(transaction_id: int) -> Reply:
+    return Reply(250, "2.0.0", (f"Accepted as {encode_id(transaction_id)}",))
+
+
+def _too_large(limits: Limits) -> Reply:
+    return Reply(552, "5.3.4", (f"Message larger than {limits.message_octets} octets",))
+
+
+def _long_line(limits: Limits) -> Reply:
+    return Reply(550, "5.6.0", (f"Line longer than {limits.line_octets} octets (RFC 5322 section 2.1.1)",))
+
+
+def _disposition_of(refusal: Reply) -> Disposition:
+    return Disposition.DEFERRED if refusal.is_transient else Disposition.REFUSED
