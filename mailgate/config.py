@@ -19,11 +19,21 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import psycopg2
+from cryptography import x509
+from OpenSSL import SSL
 from psycopg2.extensions import parse_dsn
 from twisted.internet.endpoints import serverFromString
 
-from mailgate.certificate import CertificateFiles
+from mailgate.certificate import (
+    CertificateFiles,
+    UnusableFile,
+    ascii_name,
+    belong_together,
+    read_chain,
+    read_key,
+)
 from mailgate.policy.stage import Role
+from mailgate.tls import MODERN_CIPHERS, TlsContexts, check_ciphers, reason
 from mailgate.toml import (
     ByName,
     ConfigError,
@@ -49,25 +59,20 @@ from mailgate.toml import (
 __all__ = ["Config", "ConfigError", "Fault", "load_config", "reloadable_differences"]
 
 DATA_LOSS_SENTENCE = "a crash may lose mail that was acknowledged"
-MODERN_CIPHERS = (
-    "ECDHE-ECDSA-AES128-GCM-SHA256:ECDHE-RSA-AES128-GCM-SHA256:ECDHE-ECDSA-AES256-GCM-SHA384:"
-    "ECDHE-RSA-AES256-GCM-SHA384:ECDHE-ECDSA-CHACHA20-POLY1305:ECDHE-RSA-CHACHA20-POLY1305:"
-    "DHE-RSA-AES128-GCM-SHA256:DHE-RSA-AES256-GCM-SHA384"
-)
-
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 _DOMAIN = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(?:\.{_LABEL})*", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
 class DomainName:
-    """A domain name in A-form, without a final dot."""
+    """A domain name without a final dot, in A- or U-form."""
 
     def read(self, value: object, key: str, reader: Reader) -> str:
-        """The name in lower case."""
-        if not isinstance(value, str) or not _DOMAIN.fullmatch(value):
+        """The name in A-form and lower case."""
+        name = _domain_name(value)
+        if name is None:
             raise Wrong(f"{value!r} is not a domain name", 'use the form "mail.example.test"')
-        return value.lower()
+        return name
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +80,13 @@ class ServerName:
     """A name that a client may ask for by SNI: a domain name, or "*." and one."""
 
     def read(self, value: object, key: str, reader: Reader) -> str:
-        """The name in lower case."""
-        if not isinstance(value, str) or not _DOMAIN.fullmatch(value.removeprefix("*.")):
+        """The name in A-form and lower case."""
+        text = value if isinstance(value, str) else ""
+        wildcard = "*." if text.startswith("*.") else ""
+        name = _domain_name(text.removeprefix(wildcard))
+        if name is None:
             raise Wrong(f"{value!r} is not a server name", 'use the form "mail.example.test" or "*.example.test"')
-        return value.lower()
+        return wildcard + name
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +96,7 @@ class MailboxAddress:
     def read(self, value: object, key: str, reader: Reader) -> str:
         """The address as written."""
         local, _, domain = value.rpartition("@") if isinstance(value, str) else ("", "", "")
-        if not local or any(char in local for char in ' \t\r\n"@<>\0') or not _DOMAIN.fullmatch(domain):
+        if not local or any(char in local for char in ' \t\r\n"@<>\0') or _domain_name(domain) is None:
             raise Wrong(f"{value!r} is not a mailbox address", 'use the form "alice@example.test"')
         return f"{local}@{domain}"
 
@@ -105,6 +113,35 @@ class KeyPath:
             if mode & 0o077:
                 raise Wrong(f"others than its owner may use {path} (mode {mode:04o})", f"do chmod 600 {path}")
         return path
+
+
+@dataclass(frozen=True, slots=True)
+class CertificatePath:
+    """A file with certificates."""
+
+    def read(self, value: object, key: str, reader: Reader) -> Path:
+        """The absolute path."""
+        path = FilePath().read(value, key, reader)
+        if reader.opens_files:
+            try:
+                read_chain(path)
+            except UnusableFile as error:
+                raise Wrong(f"{path} {error}", "use a PEM file with certificates") from None
+        return path
+
+
+@dataclass(frozen=True, slots=True)
+class Ciphers:
+    """A list of ciphers for TLS 1.2, as OpenSSL writes it."""
+
+    def read(self, value: object, key: str, reader: Reader) -> str:
+        """The list itself."""
+        text = Text("a list of OpenSSL's cipher names").read(value, key, reader)
+        try:
+            check_ciphers(text)
+        except ValueError as error:
+            raise Wrong(str(error), "use names from `openssl ciphers`, with colons between them") from None
+        return text
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +221,10 @@ class CertificatePair:
     def read(self, value: object, key: str, reader: Reader) -> CertificateFiles:
         """The two files, and the names to serve them for."""
         table = Table(CertificateTable).read(value, key, reader)
-        return CertificateFiles(table.certificate, table.key, table.names)
+        files = CertificateFiles(table.certificate, table.key, table.names)
+        if reader.opens_files:
+            _check_pair(files, key, reader)
+        return files
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -227,8 +267,8 @@ class Tls:
     certificate: Annotated[tuple[CertificateFiles, ...], ListOf(CertificatePair(), are_distinct=False)] = ()
     self_signed: bool = False
     minimum_version: Annotated[Literal["1.2", "1.3"], OneOf(("1.2", "1.3"))] = "1.2"
-    ciphers: Annotated[str, Text("a list of OpenSSL's cipher names")] = MODERN_CIPHERS
-    client_ca: Annotated[Path | None, FilePath()] = None
+    ciphers: Annotated[str, Ciphers()] = MODERN_CIPHERS
+    client_ca: Annotated[Path | None, CertificatePath()] = None
     handshake_seconds: Annotated[float, Seconds] = 30.0
 
 
@@ -330,12 +370,13 @@ def load_config(path: Path, *, opens_files: bool = True, now: datetime | None = 
 
     @raises ConfigError: with every fault that was found.
     """
-    reader = Reader(path, opens_files=opens_files)
+    reader = Reader(path, opens_files=opens_files, now=now or datetime.now(UTC))
     config: Config | None = reader.load(Config, file=path)
     if config is not None:
         _check_database(config, reader)
         _check_listeners(config, reader)
-        _check_tls(config, reader, now or datetime.now(UTC))
+        _check_tls(config, reader)
+        _check_folders(config, reader)
         _check_limits(config, reader)
     if config is None or reader.faults:
         raise ConfigError(reader.faults)
@@ -470,7 +511,52 @@ def _endpoint_binding(endpoint: str, key: str) -> _Binding:
     return _Binding(key, address, port) if _is_ip(address) else _Binding(key, endpoint)
 
 
-def _check_tls(config: Config, reader: Reader, now: datetime) -> None:
+def _check_pair(files: CertificateFiles, key: str, reader: Reader) -> None:
+    """Judge a certificate by the reader's clock, and its key by it."""
+    chain = private_key = None
+    if not reader.is_faulty(f"{key}.certificate"):
+        try:
+            chain = read_chain(files.certificate)
+        except (UnusableFile, OSError) as error:
+            reader.fault(f"{key}.certificate", f"{files.certificate} {error}", "use a PEM file, its chain included")
+        else:
+            _check_dates(chain[0], files.certificate, f"{key}.certificate", reader)
+    if not reader.is_faulty(f"{key}.key"):
+        try:
+            private_key = read_key(files.key)
+        except (UnusableFile, OSError) as error:
+            reader.fault(f"{key}.key", f"{files.key} {error}", "use a PEM file without a passphrase")
+    if chain and private_key and not belong_together(chain[0], private_key):
+        problem = f"{files.key} is not the key of the first certificate in {files.certificate}"
+        reader.fault(f"{key}.key", problem, "use the key that the certificate was made for")
+
+
+def _check_dates(certificate: x509.Certificate, path: Path, key: str, reader: Reader) -> None:
+    first, last = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    if reader.now > last:
+        reader.fault(key, f"{path} expired on {last:%Y-%m-%d %H:%M} UTC", "renew it")
+    elif reader.now < first:
+        reader.fault(key, f"{path} is valid only from {first:%Y-%m-%d %H:%M} UTC on", "wait, or set the clock right")
+
+
+def _check_folders(config: Config, reader: Reader) -> None:
+    """Refuse a folder that mailgate would have to write and may not; that is asked as the user who runs this."""
+    if not reader.opens_files:
+        return
+    used = []
+    if config.database.embedded:
+        used.append(("database.embedded_folder", config.database.embedded_folder))
+    if config.tls.self_signed:
+        used.append(("data_folder", config.data_folder))
+    for key, folder in used:
+        if reader.is_faulty(key) or folder is None:
+            continue
+        nearest = next(path for path in (folder, *folder.parents) if path.exists())
+        if not os.access(nearest, os.W_OK | os.X_OK):
+            reader.fault(key, f"mailgate may not write to {nearest}", "give it to the user that mailgate runs as")
+
+
+def _check_tls(config: Config, reader: Reader) -> None:
     tls = config.tls
     if reader.is_faulty("tls.certificate") or reader.is_faulty("tls.self_signed"):
         return
@@ -483,6 +569,13 @@ def _check_tls(config: Config, reader: Reader, now: datetime) -> None:
             f"{offers[0]} offers TLS, for which there is none",
             'add certificate, or self_signed = true, or use tls = "none" there',
         )
+    if tls.certificate and reader.opens_files and not reader.is_faulty("tls"):
+        try:
+            TlsContexts.load(
+                tls.certificate, minimum_version=tls.minimum_version, ciphers=tls.ciphers, client_ca=tls.client_ca
+            )
+        except SSL.Error as error:
+            reader.fault("tls.certificate", f"OpenSSL refuses it: {reason(error)}", "use another certificate")
 
 
 def _check_limits(config: Config, reader: Reader) -> None:
@@ -495,6 +588,17 @@ def _check_limits(config: Config, reader: Reader) -> None:
             f"{limits.memory_octets} has no room for one message",
             f"use at least message_octets, {limits.message_octets}",
         )
+
+
+def _domain_name(value: object) -> str | None:
+    """The domain name in A-form and lower case, or None if it is none."""
+    if not isinstance(value, str):
+        return None
+    try:
+        name = ascii_name(value)
+    except UnicodeError:
+        return None
+    return name if _DOMAIN.fullmatch(name) else None
 
 
 def _is_ip(text: str) -> bool:

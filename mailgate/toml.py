@@ -18,6 +18,7 @@ import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from enum import Enum
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
@@ -41,7 +42,7 @@ class Fault:
 
 
 class ConfigError(Exception):
-    """A configuration file can't be used. `faults` holds all that was found, in the order of the file's sections."""
+    """A configuration file can't be used. `faults` holds all that was found: first of single keys, then of several."""
 
     def __init__(self, faults: Sequence[Fault]) -> None:
         """Keep the faults; there is at least one."""
@@ -309,9 +310,10 @@ class ByName:
 class Reader:
     """Reads one file. Faults are collected; what it returns is of use only where there are none."""
 
-    def __init__(self, path: Path, *, opens_files: bool = True) -> None:
+    def __init__(self, path: Path, *, opens_files: bool, now: datetime) -> None:
         """`opens_files` is False where the caller may lack the right to open what the configuration names."""
         self.opens_files = opens_files
+        self.now = now
         self.faults: list[Fault] = []
         self._known: dict[str, object] = {}
         self._path = path
