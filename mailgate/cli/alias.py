@@ -1,0 +1,94 @@
+"""`mailgate alias`: addresses that lead to others, here or elsewhere."""
+
+from __future__ import annotations
+
+import click
+
+from mailgate.cli.address import address_argument, domain_argument, readable, readable_address, target_argument
+from mailgate.cli.database import Failure, Invocation, pass_invocation
+from mailgate.cli.domain import id_of_domain
+from mailgate.cli.output import Column, Table, count, print_json
+from mailgate.envelope import Address
+
+
+@click.group()
+def alias() -> None:
+    """Addresses that lead to others, here or elsewhere."""
+
+
+@alias.command()
+@click.argument("address", metavar="ADDRESS", type=address_argument)
+@click.argument("targets", metavar="TARGET...", type=target_argument, nargs=-1, required=True)
+@pass_invocation
+def add(invocation: Invocation, address: Address, targets: tuple[Address, ...]) -> None:
+    """Have mail for ADDRESS go to each TARGET; to those that it has already, targets are added."""
+    shown = readable(address.local, address.domain)
+    with invocation.database() as database, database.transaction():
+        domain_id = id_of_domain(database, address.domain)
+        added = 0
+        for target in targets:
+            added += database.run("add_alias_target", domain_id=domain_id, local_part=address.local, target=str(target))
+        if not added:
+            raise Failure(f"{shown} leads there already")
+    click.echo(f"added {shown} with {count(added, 'target')}")
+
+
+@alias.command("list")
+@click.argument("domain", metavar="[DOMAIN]", required=False, type=domain_argument)
+@click.option("--json", "as_json", is_flag=True, help="Print an array of objects.")
+@pass_invocation
+def list_(invocation: Invocation, domain: str | None, as_json: bool) -> None:
+    """Show every alias, or those of one DOMAIN."""
+    with invocation.database() as database:
+        if domain is not None:
+            id_of_domain(database, domain)
+        rows = database.rows("list_aliases", domain=domain)
+    if as_json:
+        print_json(
+            {
+                "address": readable(local_part, name),
+                "targets": [readable_address(target) for target in targets],
+                "created_at": created_at,
+            }
+            for local_part, name, targets, created_at in rows
+        )
+        return
+    if not rows:
+        click.echo("no aliases yet; add one with `mailgate alias add ADDRESS TARGET`", err=True)
+        return
+    Table(Column("ADDRESS"), Column("TARGETS")).print(
+        (readable(local_part, name), ", ".join(readable_address(target) for target in targets))
+        for local_part, name, targets, _ in rows
+    )
+
+
+@alias.command("set")
+@click.argument("address", metavar="ADDRESS", type=address_argument)
+@click.argument("targets", metavar="TARGET...", type=target_argument, nargs=-1, required=True)
+@pass_invocation
+def set_(invocation: Invocation, address: Address, targets: tuple[Address, ...]) -> None:
+    """Have mail for ADDRESS go to these TARGETs and no others."""
+    shown = readable(address.local, address.domain)
+    with invocation.database() as database, database.transaction():
+        domain_id = id_of_domain(database, address.domain)
+        if not database.run("remove_alias", domain_id=domain_id, local_part=address.local, target=None):
+            raise Failure(f"there is no alias {shown}; add it with `mailgate alias add`")
+        for target in targets:
+            database.run("add_alias_target", domain_id=domain_id, local_part=address.local, target=str(target))
+    click.echo(f"changed {shown}")
+
+
+@alias.command()
+@click.argument("address", metavar="ADDRESS", type=address_argument)
+@click.argument("targets", metavar="[TARGET]...", type=target_argument, nargs=-1)
+@pass_invocation
+def remove(invocation: Invocation, address: Address, targets: tuple[Address, ...]) -> None:
+    """Remove the alias ADDRESS, or only these TARGETs of it."""
+    shown = readable(address.local, address.domain)
+    with invocation.database() as database, database.transaction():
+        domain_id = id_of_domain(database, address.domain)
+        for target in map(str, targets) if targets else (None,):
+            if not database.run("remove_alias", domain_id=domain_id, local_part=address.local, target=target):
+                what = f"{shown} does not lead to {target}" if target else f"there is no alias {shown}"
+                raise Failure(what)
+    click.echo(f"removed {shown}" if not targets else f"removed {count(len(targets), 'target')} of {shown}")

@@ -1,0 +1,164 @@
+"""`mailgate mailbox`: where mail is kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import click
+
+from mailgate.cli.address import address_argument, domain_argument, readable, readable_address
+from mailgate.cli.database import Database, Failure, Invocation, pass_invocation
+from mailgate.cli.domain import id_of_domain
+from mailgate.cli.output import Column, Table, count, print_json, size
+from mailgate.cli.quantity import size_argument
+from mailgate.envelope import Address
+
+
+@dataclass(frozen=True, slots=True)
+class Mailbox:
+    """A mailbox as it is now."""
+
+    id: int
+    address: str  # in U-form
+    is_enabled: bool
+    quota_octets: int | None
+    messages: int
+    octets: int
+
+
+def mailbox_at(database: Database, address: Address) -> Mailbox:
+    """The mailbox of exactly that address.
+
+    @raises Failure: there is none; the message says what the address is instead.
+    """
+    found = database.row("find_mailbox", domain=address.domain, local_part=address.local)
+    shown = readable(address.local, address.domain)
+    if found is not None:
+        return Mailbox(found[0], shown, *found[1:])
+    id_of_domain(database, address.domain)
+    targets = [readable_address(target) for (target,) in _targets(database, address)]
+    if targets:
+        raise Failure(f"{shown} is no mailbox but an alias of {', '.join(targets)}")
+    raise Failure(f"there is no mailbox {shown}; `mailgate mailbox list` shows those there are")
+
+
+def _targets(database: Database, address: Address) -> list[tuple[str]]:
+    return [(target,) for (target,) in database.rows("find_alias", domain=address.domain, local_part=address.local)]
+
+
+@click.group()
+def mailbox() -> None:
+    """The mailboxes that mail is kept in."""
+
+
+@mailbox.command()
+@click.argument("address", metavar="ADDRESS", type=address_argument)
+@click.option(
+    "--quota", "quota_octets", type=size_argument, metavar="SIZE", help="At most that much mail, such as 2GiB."
+)
+@pass_invocation
+def add(invocation: Invocation, address: Address, quota_octets: int | None) -> None:
+    """Keep mail for ADDRESS; its domain must be there."""
+    shown = readable(address.local, address.domain)
+    with invocation.database() as database:
+        domain_id = id_of_domain(database, address.domain)
+        if not database.run(
+            "add_mailbox",
+            domain_id=domain_id,
+            local_part=address.local,
+            quota_octets=quota_octets,
+            is_enabled=None,
+        ):
+            raise Failure(f"{shown} is there already")
+    click.echo(f"added {shown}")
+
+
+@mailbox.command("list")
+@click.argument("domain", metavar="[DOMAIN]", required=False, type=domain_argument)
+@click.option("--json", "as_json", is_flag=True, help="Print an array of objects.")
+@pass_invocation
+def list_(invocation: Invocation, domain: str | None, as_json: bool) -> None:
+    """Show every mailbox, or those of one DOMAIN."""
+    with invocation.database() as database:
+        if domain is not None:
+            id_of_domain(database, domain)
+        rows = database.rows("list_mailboxes", domain=domain)
+    if as_json:
+        print_json(
+            {
+                "address": readable(local_part, name),
+                "enabled": is_enabled,
+                "quota_octets": quota_octets,
+                "messages": messages,
+                "octets": octets,
+                "created_at": created_at,
+            }
+            for _, local_part, name, is_enabled, quota_octets, messages, octets, created_at in rows
+        )
+        return
+    if not rows:
+        click.echo("no mailboxes yet; add one with `mailgate mailbox add ADDRESS`", err=True)
+        return
+    Table(
+        Column("ADDRESS"),
+        Column("STATE"),
+        Column("MESSAGES", is_number=True),
+        Column("SIZE", is_number=True),
+        Column("QUOTA", is_number=True),
+    ).print(
+        (
+            readable(local_part, name),
+            "enabled" if is_enabled else "disabled",
+            f"{messages:,}",
+            size(octets),
+            "none" if quota_octets is None else size(quota_octets),
+        )
+        for _, local_part, name, is_enabled, quota_octets, messages, octets, _ in rows
+    )
+
+
+@mailbox.command("set")
+@click.argument("address", metavar="ADDRESS", type=address_argument)
+@click.option(
+    "--quota", "quota_octets", type=size_argument, metavar="SIZE", help="At most that much mail, such as 2GiB."
+)
+@click.option("--no-quota", is_flag=True, help="Any amount of mail.")
+@click.option("--enable/--disable", "is_enabled", default=None, help="Take mail for it, or don't.")
+@pass_invocation
+def set_(
+    invocation: Invocation, address: Address, quota_octets: int | None, no_quota: bool, is_enabled: bool | None
+) -> None:
+    """Change the mailbox of ADDRESS; what is not named stays."""
+    if quota_octets is not None and no_quota:
+        raise click.UsageError("--quota and --no-quota exclude each other")
+    if quota_octets is None and not no_quota and is_enabled is None:
+        raise click.UsageError("nothing to change; see `mailgate mailbox set --help`")
+    with invocation.database() as database:
+        found = mailbox_at(database, address)
+        database.run(
+            "set_mailbox",
+            mailbox_id=found.id,
+            changes_quota=no_quota or quota_octets is not None,
+            quota_octets=quota_octets,
+            is_enabled=is_enabled,
+        )
+    click.echo(f"changed {found.address}")
+
+
+@mailbox.command()
+@click.argument("address", metavar="ADDRESS", type=address_argument)
+@click.option("--with-mail", is_flag=True, help="Remove the mail in it as well, for good.")
+@pass_invocation
+def remove(invocation: Invocation, address: Address, with_mail: bool) -> None:
+    """Remove the mailbox of ADDRESS."""
+    with invocation.database() as database, database.transaction():
+        found = mailbox_at(database, address)
+        ((messages,),) = database.rows("lock_mailbox", mailbox_id=found.id)
+        if messages and not with_mail:
+            raise Failure(
+                f"{found.address} holds {count(messages, 'message')}: export them with `mailgate export`, or remove"
+                " them as well with --with-mail"
+            )
+        database.run("remove_deliveries", mailbox_id=found.id)
+        database.run("remove_mailbox", mailbox_id=found.id)
+    click.echo(f"removed {found.address}" + (f" and {count(messages, 'message')}" if messages else ""))

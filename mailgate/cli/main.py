@@ -1,0 +1,42 @@
+"""The `mailgate` command: its own options, and the commands, one file a topic.
+
+Exit status: 0, 1 where a command failed, 2 where it was called wrongly.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from mailgate.cli import alias, check, domain, inbox, mailbox, record, schema, show
+from mailgate.cli.database import Invocation
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option(
+    "-c",
+    "--config",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="The configuration; else $MAILGATE_CONFIG, the running mailgate's, or /etc/mailgate/mailgate.toml.",
+)
+@click.version_option(package_name="mailgate", prog_name="mailgate", message="%(prog)s %(version)s")
+@click.pass_context
+def main(context: click.Context, config: Path | None) -> None:
+    """Look after a mailgate: who gets mail here, what came, and what was refused."""
+    context.obj = Invocation(config)
+
+
+for command in (
+    check.check_config,
+    schema.db,
+    domain.domain,
+    mailbox.mailbox,
+    alias.alias,
+    inbox.inbox,
+    show.show,
+    record.sessions,
+    record.refusals,
+):
+    main.add_command(command)

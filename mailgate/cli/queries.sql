@@ -1,0 +1,194 @@
+-- Every query of the command line: "-- name: what it is for", then one statement with named parameters.
+
+-- other_connections: how many clients besides this one use the database
+SELECT count(*) FROM pg_stat_activity
+WHERE backend_type = 'client backend' AND pid <> pg_backend_pid();
+
+-- list_domains: every domain, with how much hangs on it
+SELECT d.name, d.is_enabled, d.catch_all, d.plus_separator,
+       (SELECT count(*) FROM mailbox m WHERE m.domain_id = d.id),
+       (SELECT count(DISTINCT a.local_part) FROM alias a WHERE a.domain_id = d.id),
+       d.created_at
+FROM domain d
+ORDER BY d.name;
+
+-- find_domain: one domain by its name
+SELECT id, is_enabled, catch_all, plus_separator FROM domain WHERE name = %(name)s;
+
+-- add_domain: a domain that is not there yet
+INSERT INTO domain (name, catch_all, plus_separator, is_enabled)
+VALUES (%(name)s, %(catch_all)s, coalesce(%(plus_separator)s, '+'), coalesce(%(is_enabled)s, true))
+ON CONFLICT (name) DO NOTHING;
+
+-- set_domain: change what was given, keep the rest
+UPDATE domain
+SET catch_all = CASE WHEN %(changes_catch_all)s THEN %(catch_all)s ELSE catch_all END,
+    plus_separator = coalesce(%(plus_separator)s, plus_separator),
+    is_enabled = coalesce(%(is_enabled)s, is_enabled)
+WHERE name = %(name)s;
+
+-- count_mailboxes_of_domain: what keeps a domain from being removed
+SELECT count(*) FROM mailbox WHERE domain_id = %(domain_id)s;
+
+-- remove_aliases_of_domain: aliases go with their domain
+DELETE FROM alias WHERE domain_id = %(domain_id)s;
+
+-- remove_domain: a domain without mailboxes
+DELETE FROM domain WHERE id = %(domain_id)s;
+
+-- list_mailboxes: every mailbox, or those of one domain
+SELECT m.id, m.local_part, d.name, m.is_enabled, m.quota_octets, coalesce(u.messages, 0), coalesce(u.octets, 0),
+       m.created_at
+FROM mailbox m
+JOIN domain d ON d.id = m.domain_id
+LEFT JOIN mailbox_usage u ON u.mailbox_id = m.id
+WHERE %(domain)s IS NULL OR d.name = %(domain)s
+ORDER BY d.name, m.local_part;
+
+-- find_mailbox: one mailbox by its address
+SELECT m.id, m.is_enabled, m.quota_octets, coalesce(u.messages, 0), coalesce(u.octets, 0)
+FROM mailbox m
+JOIN domain d ON d.id = m.domain_id
+LEFT JOIN mailbox_usage u ON u.mailbox_id = m.id
+WHERE d.name = %(domain)s AND m.local_part = %(local_part)s;
+
+-- add_mailbox: a mailbox that is not there yet
+INSERT INTO mailbox (domain_id, local_part, quota_octets, is_enabled)
+VALUES (%(domain_id)s, %(local_part)s, %(quota_octets)s, coalesce(%(is_enabled)s, true))
+ON CONFLICT (domain_id, local_part) DO NOTHING
+RETURNING id;
+
+-- set_mailbox: change what was given, keep the rest
+UPDATE mailbox
+SET quota_octets = CASE WHEN %(changes_quota)s THEN %(quota_octets)s ELSE quota_octets END,
+    is_enabled = coalesce(%(is_enabled)s, is_enabled)
+WHERE id = %(mailbox_id)s;
+
+-- lock_mailbox: nothing is delivered to it until this transaction ends
+SELECT messages, octets, uid_next FROM mailbox_usage WHERE mailbox_id = %(mailbox_id)s FOR UPDATE;
+
+-- remove_deliveries: all mail of a mailbox, and the messages that nobody else has and that wait for no sending
+WITH removed AS (
+    DELETE FROM delivery WHERE mailbox_id = %(mailbox_id)s RETURNING message_id
+)
+DELETE FROM message m
+USING removed r
+WHERE m.id = r.message_id
+  AND NOT EXISTS (SELECT FROM delivery d WHERE d.message_id = m.id AND d.mailbox_id <> %(mailbox_id)s)
+  AND NOT EXISTS (SELECT FROM queue q WHERE q.message_id = m.id);
+
+-- remove_mailbox: a mailbox without mail
+DELETE FROM mailbox WHERE id = %(mailbox_id)s;
+
+-- list_aliases: every alias with its targets, or those of one domain
+SELECT a.local_part, d.name, array_agg(a.target ORDER BY a.target), min(a.created_at)
+FROM alias a
+JOIN domain d ON d.id = a.domain_id
+WHERE %(domain)s IS NULL OR d.name = %(domain)s
+GROUP BY d.name, a.local_part
+ORDER BY d.name, a.local_part;
+
+-- find_alias: the targets of one alias
+SELECT a.target
+FROM alias a
+JOIN domain d ON d.id = a.domain_id
+WHERE d.name = %(domain)s AND a.local_part = %(local_part)s
+ORDER BY a.target;
+
+-- add_alias_target: one more target, unless it is there
+INSERT INTO alias (domain_id, local_part, target)
+VALUES (%(domain_id)s, %(local_part)s, %(target)s)
+ON CONFLICT DO NOTHING;
+
+-- remove_alias: an alias, or one of its targets
+DELETE FROM alias
+WHERE domain_id = %(domain_id)s AND local_part = %(local_part)s
+  AND (%(target)s IS NULL OR target = %(target)s);
+
+-- newest_deliveries: the last messages of a mailbox, newest first
+SELECT d.uid, d.message_id, m.received_at, coalesce(m.header_from, m.reverse_path), m.subject, m.size_octets, d.flags,
+       d.folder
+FROM delivery d
+JOIN message m ON m.id = d.message_id
+WHERE d.mailbox_id = %(mailbox_id)s AND (%(folder)s IS NULL OR d.folder = %(folder)s)
+ORDER BY d.uid DESC
+LIMIT %(limit)s;
+
+-- later_deliveries: what came to a mailbox after that UID, oldest first
+SELECT d.uid, d.message_id, m.received_at, coalesce(m.header_from, m.reverse_path), m.subject, m.size_octets, d.flags,
+       d.folder
+FROM delivery d
+JOIN message m ON m.id = d.message_id
+WHERE d.mailbox_id = %(mailbox_id)s AND d.uid > %(uid)s AND (%(folder)s IS NULL OR d.folder = %(folder)s)
+ORDER BY d.uid;
+
+-- next_uid: where a mailbox's new mail will begin
+SELECT uid_next FROM mailbox_usage WHERE mailbox_id = %(mailbox_id)s;
+
+-- find_message: one message without its content
+SELECT received_at, reverse_path, header_from, subject, header_message_id, trace, size_octets, content IS NULL, sha256
+FROM message WHERE id = %(id)s;
+
+-- content_part: some octets of a message's content that is kept in one piece; the first octet is 1
+SELECT substring(content FROM %(start)s FOR %(length)s) FROM message WHERE id = %(id)s;
+
+-- content_piece: one piece of a message's content that is kept in pieces
+SELECT octets FROM message_piece WHERE message_id = %(id)s AND position = %(position)s;
+
+-- find_transaction: how a transaction went
+SELECT t.session_id, t.node, t.listener, host(t.client_address), t.helo, t.protocol, t.authenticated, t.reverse_path,
+       t.disposition, t.stage, t.policy, t.reason, t.reply, t.size_octets, t.started_at, t.ended_at, t.envid, t.ret,
+       s.tls_version, s.tls_cipher, s.client_port
+FROM transaction t
+LEFT JOIN session s ON s.id = t.session_id
+WHERE t.id = %(id)s;
+
+-- recipients_of: every forward-path of a transaction and its fate
+SELECT forward_path, is_accepted, reply FROM recipient WHERE transaction_id = %(id)s ORDER BY position;
+
+-- deliveries_of: which mailboxes got a message
+SELECT b.local_part, o.name, d.folder, d.uid, d.flags
+FROM delivery d
+JOIN mailbox b ON b.id = d.mailbox_id
+JOIN domain o ON o.id = b.domain_id
+WHERE d.message_id = %(id)s
+ORDER BY o.name, b.local_part, d.uid;
+
+-- waiting_for: where a message is still to be sent
+SELECT recipient FROM queue WHERE message_id = %(id)s ORDER BY id;
+
+-- list_sessions: the last sessions since a time, newest first
+SELECT id, started_at, ended_at, node, listener, host(client_address), client_port, helo, tls_version, tls_cipher,
+       authenticated, transactions, errors, ending, dialogue
+FROM session
+WHERE id >= id_at(%(since)s)
+ORDER BY id DESC
+LIMIT %(limit)s;
+
+-- find_session: one session
+SELECT id, started_at, ended_at, node, listener, host(client_address), client_port, helo, tls_version, tls_cipher,
+       authenticated, transactions, errors, ending, dialogue
+FROM session
+WHERE id = %(id)s;
+
+-- list_refusals: as the view recent_refusals, since a time; bounded by id first, which is what the partitions go by
+SELECT refusal.id, refusal.ended_at, host(refusal.client_address), refusal.helo, refusal.reverse_path,
+       refusal.forward_path, refusal.stage, refusal.reply, refusal.policy, refusal.reason
+FROM (
+    (SELECT t.id, t.ended_at, t.client_address, t.helo, t.reverse_path, NULL AS forward_path, t.stage, t.reply,
+            t.policy, t.reason
+     FROM transaction t
+     WHERE t.disposition IN ('refused', 'deferred') AND t.stage <> 'rcpt' AND t.id >= id_at(%(since)s)
+     ORDER BY t.id DESC
+     LIMIT %(limit)s)
+    UNION ALL
+    (SELECT r.transaction_id, t.ended_at, t.client_address, t.helo, t.reverse_path, r.forward_path, 'rcpt', r.reply,
+            CASE WHEN t.stage = 'rcpt' THEN t.policy END, CASE WHEN t.stage = 'rcpt' THEN t.reason END
+     FROM recipient r
+     JOIN transaction t ON t.id = r.transaction_id
+     WHERE NOT r.is_accepted AND r.transaction_id >= id_at(%(since)s)
+     ORDER BY r.transaction_id DESC
+     LIMIT %(limit)s)
+) AS refusal
+ORDER BY refusal.id DESC
+LIMIT %(limit)s;
