@@ -22,6 +22,16 @@ def id_of_domain(database: Database, name: str) -> int:
     return int(found[0])
 
 
+def _separator_argument(value: str) -> str:
+    """The plus separator that was typed.
+
+    @raises click.BadParameter: it can't be one.
+    """
+    if value and (len(value) != 1 or value.isalnum() or not value.isprintable() or value in ' @.,;:<>()[]"\\'):
+        raise click.BadParameter(f'{value!r} is not a single character such as "+" or "-", or "" for none')
+    return value
+
+
 @click.group()
 def domain() -> None:
     """The domains that mail is taken for."""
@@ -30,7 +40,12 @@ def domain() -> None:
 @domain.command()
 @click.argument("name", metavar="DOMAIN", type=domain_argument)
 @click.option("--catch-all", type=address_argument, metavar="ADDRESS", help="Who gets mail for unknown local parts.")
-@click.option("--plus-separator", help='What sets off the detail in alice+detail; "" for none.  [default: +]')
+@click.option(
+    "--plus-separator",
+    type=_separator_argument,
+    metavar="CHARACTER",
+    help='What sets off the detail in alice+detail; "" for none.  [default: +]',
+)
 @pass_invocation
 def add(invocation: Invocation, name: str, catch_all: Address | None, plus_separator: str | None) -> None:
     """Take mail for DOMAIN, a name in A- or U-form or an address literal such as "[192.0.2.1]"."""
@@ -95,7 +110,12 @@ def list_(invocation: Invocation, as_json: bool) -> None:
 @click.argument("name", metavar="DOMAIN", type=domain_argument)
 @click.option("--catch-all", type=address_argument, metavar="ADDRESS", help="Who gets mail for unknown local parts.")
 @click.option("--no-catch-all", is_flag=True, help="Refuse mail for unknown local parts.")
-@click.option("--plus-separator", help='What sets off the detail in alice+detail; "" for none.')
+@click.option(
+    "--plus-separator",
+    type=_separator_argument,
+    metavar="CHARACTER",
+    help='What sets off the detail in alice+detail; "" for none.',
+)
 @click.option("--enable/--disable", "is_enabled", default=None, help="Take mail for it, or don't.")
 @pass_invocation
 def set_(
