@@ -47,8 +47,8 @@ if TYPE_CHECKING:
     from twisted.internet.interfaces import IReactorProcess, IReactorTime
     from twisted.python.failure import Failure
 
-    class _Reactor(IReactorProcess, IReactorTime):  # type: ignore[misc]  # an interface of two, for the checker alone
-        pass
+    class _Reactor(IReactorProcess, IReactorTime):
+        """Two interfaces in one, for the type checker alone."""
 
 
 SYSTEM_USER = "mailgate-postgres"
@@ -255,10 +255,11 @@ class EmbeddedPostgres:
     # ------------------------------------------------------------------ inside
 
     def run(self, command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+        """Run one of PostgreSQL's programs as the server's user, to its end; what it said is in `stdout`."""
         account = self.account()
         # To a file: the server inherits the descriptor, and a pipe would stay open as long as it runs.
         with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as output:
-            finished = subprocess.run(  # noqa: S603 - our own programs
+            finished = subprocess.run(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -403,13 +404,13 @@ class EmbeddedPostgresService(Service):
 
     def startService(self) -> None:
         """Begin to watch."""
-        super().startService()
+        super().startService()  # type: ignore[no-untyped-call]  # Twisted has no types here
         self._watch = Deferred.fromCoroutine(self._supervise())
         self._watch.addErrback(self._failed)
 
     def stopService(self) -> Deferred[None]:
         """Stop watching, then stop the server."""
-        super().stopService()
+        super().stopService()  # type: ignore[no-untyped-call]  # Twisted has no types here
         return Deferred.fromCoroutine(self._stop())
 
     async def _stop(self) -> None:
@@ -521,7 +522,7 @@ def _system_account() -> _Account:
             program = shutil.which(command[0], path="/usr/sbin:/usr/bin:/sbin:/bin")
             if program is None:
                 continue
-            subprocess.run([program, *command[1:], SYSTEM_USER], check=False, capture_output=True)  # noqa: S603
+            subprocess.run([program, *command[1:], SYSTEM_USER], check=False, capture_output=True)
         with contextlib.suppress(KeyError):
             entry = pwd.getpwnam(SYSTEM_USER)
             if command is not None:

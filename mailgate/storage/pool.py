@@ -25,7 +25,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Cooperator
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from txpostgres import txpostgres  # type: ignore[import-untyped]  # the library has no types
+from txpostgres import txpostgres
 
 from mailgate.storage import migrate
 from mailgate.storage.errors import DatabaseRefused, StorageUnavailable
@@ -33,8 +33,8 @@ from mailgate.storage.errors import DatabaseRefused, StorageUnavailable
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IDelayedCall, IReactorFDSet, IReactorTime
 
-    class _Reactor(IReactorFDSet, IReactorTime):  # type: ignore[misc]  # two interfaces in one, for the checker alone
-        pass
+    class _Reactor(IReactorFDSet, IReactorTime):
+        """Two interfaces in one, for the type checker alone."""
 
 
 __all__ = ["Connection", "DatabaseRefused", "Execute", "Pool", "Row", "StorageUnavailable", "check_server"]
@@ -123,7 +123,7 @@ class _Wire(txpostgres.Connection):  # type: ignore[misc]  # the base class has 
         super().connectionLost(reason)
         self._lost(psycopg2.OperationalError("the connection was closed"))
 
-    def checkForNotifies(self) -> None:
+    def checkForNotifies(self) -> None:  # noqa: N802 - txpostgres calls it
         """Hand on what NOTIFY brought."""
         notifies = self._connection.notifies
         while notifies:
@@ -650,7 +650,7 @@ def _is_of_the_server(error: psycopg2.Error) -> bool:
     return code.startswith(_SERVER_CLASSES) or code in _SERVER_CODES
 
 
-def _sentence(error: Exception) -> str:
+def _sentence(error: BaseException | None) -> str:
     """The error in one line."""
     return " ".join(str(error).split()) or type(error).__name__
 

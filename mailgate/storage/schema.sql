@@ -685,3 +685,226 @@ COMMENT ON COLUMN recent_refusals.policy IS 'The policy that decided.';
 COMMENT ON COLUMN recent_refusals.reason IS 'Why, in words for us.';
 
 -- ---------------------------------------------------------------- directory functions
+
+CREATE FUNCTION split_address(address text, OUT local_part text, OUT domain_name text) LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+RETURN (
+    SELECT ROW (
+        CASE WHEN parts[1] LIKE '"%"'
+             THEN regexp_replace(substr(parts[1], 2, length(parts[1]) - 2), '\\(.)', '\1', 'g')
+             ELSE parts[1] END,
+        CASE WHEN parts[2] LIKE '[%' THEN parts[2] ELSE rtrim(lower(parts[2]), '.') END)
+    FROM regexp_match(address, '^(.*)@([^@]*)$') AS parts
+);
+COMMENT ON FUNCTION split_address IS 'The parts of a stored address, quotes and backslashes of the local part removed.';
+
+-- What a recipient leads to. In this order:
+--   1. An alias of that name: all its targets, which are resolved in turn. A target that is the alias itself means the
+--      mailbox of that name: "alice -> alice, bob" keeps a copy with alice.
+--   2. The mailbox of that name.
+--   3. The same two for what stands before the domain's separator, with the rest as detail.
+--   4. The domain's catch-all.
+-- A name that holds "%", "!" or "@" is only ever found as it is (1 and 2): such names are how relaying is tried.
+--
+-- postmaster and abuse always lead somewhere (RFC 5321 section 4.5.1, RFC 2142), in a domain that is not enabled too,
+-- and no quota is held against them. Where 1 to 3 give nothing that takes mail: the domain's catch-all, the configured
+-- postmaster, the domain's first enabled mailbox, the first enabled mailbox of all, the first mailbox of all. The bare
+-- <Postmaster>, whose domain is '', is the postmaster of the first domain with such a mailbox or alias, or of the
+-- first domain.
+
+CREATE FUNCTION resolve(local_key text, domain_key text, local_as_sent text, postmaster text DEFAULT NULL)
+RETURNS TABLE (
+    kind text,
+    mailbox_id integer,
+    local_part text,
+    domain_name text,
+    detail text,
+    is_enabled boolean,
+    quota_octets bigint,
+    octets bigint
+) LANGUAGE plpgsql STABLE AS $$
+#variable_conflict use_column
+DECLARE
+    max_depth CONSTANT integer := 16;
+    is_role CONSTANT boolean := local_key IN ('postmaster', 'abuse');
+    -- What is still to be looked up; grows while it is worked off.
+    w_local text[];     -- as sent, or as the target has it
+    w_domain text[];
+    w_detail text[];
+    w_depth integer[];
+    i integer := 0;
+    visited text[] := '{}';
+    deliverable integer := 0;
+    fallback integer := 0;
+    home mailgate.domain;   -- the domain of the recipient itself
+    d mailgate.domain;
+    b mailgate.mailbox;
+    folded text;
+    name text;
+    own_detail text;
+    at_separator integer;
+    is_found boolean;
+    means_mailbox boolean;
+    target text;
+    target_local text;
+    target_domain text;
+BEGIN
+    IF domain_key = '' THEN
+        SELECT o.* INTO home FROM mailgate.domain o
+        ORDER BY o.is_enabled DESC,
+                 EXISTS (SELECT FROM mailgate.mailbox m WHERE m.domain_id = o.id AND m.local_part = local_key)
+                 OR EXISTS (SELECT FROM mailgate.alias a WHERE a.domain_id = o.id AND a.local_part = local_key) DESC,
+                 o.id
+        LIMIT 1;
+    ELSE
+        SELECT o.* INTO home FROM mailgate.domain o WHERE o.name = domain_key;
+        IF NOT FOUND THEN
+            kind := 'not_ours';
+            RETURN NEXT;
+            RETURN;
+        END IF;
+    END IF;
+    IF home.id IS NOT NULL THEN
+        w_local := ARRAY[local_as_sent];
+        w_domain := ARRAY[home.name];
+        w_detail := ARRAY[NULL::text];
+        w_depth := ARRAY[0];
+    END IF;
+
+    LOOP
+        WHILE i < coalesce(cardinality(w_local), 0) LOOP
+            i := i + 1;
+            mailbox_id := NULL; quota_octets := NULL; octets := NULL; is_enabled := NULL;
+            local_part := w_local[i]; domain_name := w_domain[i]; detail := w_detail[i];
+            IF w_depth[i] > max_depth THEN
+                kind := 'too_deep';
+                RETURN NEXT;
+                CONTINUE;
+            END IF;
+            SELECT o.* INTO d FROM mailgate.domain o WHERE o.name = w_domain[i];
+            IF NOT FOUND THEN
+                IF NOT (w_local[i] || '@' || w_domain[i] = ANY (visited)) THEN
+                    visited := visited || (w_local[i] || '@' || w_domain[i]);
+                    kind := 'forward';
+                    deliverable := deliverable + 1;
+                    RETURN NEXT;
+                END IF;
+                CONTINUE;
+            END IF;
+            IF NOT d.is_enabled AND NOT is_role THEN
+                kind := 'suspended';
+                RETURN NEXT;
+                CONTINUE;
+            END IF;
+
+            folded := CASE WHEN w_depth[i] = 0 THEN local_key ELSE lower(normalize(w_local[i], NFC)) END;
+            name := folded;
+            own_detail := w_detail[i];
+            is_found := false;
+            means_mailbox := false;
+            FOR pass IN 1..2 LOOP
+                IF pass = 2 THEN
+                    at_separator := CASE WHEN d.plus_separator = '' OR folded ~ '[%!@]' THEN 0
+                                         ELSE strpos(folded, d.plus_separator) END;
+                    EXIT WHEN at_separator <= 1;
+                    name := left(folded, at_separator - 1);
+                    own_detail := substr(w_local[i], strpos(w_local[i], d.plus_separator) + 1);
+                END IF;
+                IF EXISTS (SELECT FROM mailgate.alias a WHERE a.domain_id = d.id AND a.local_part = name) THEN
+                    is_found := true;
+                    EXIT WHEN name || '@' || d.name = ANY (visited);
+                    visited := visited || (name || '@' || d.name);
+                    FOR target IN
+                        SELECT a.target FROM mailgate.alias a
+                        WHERE a.domain_id = d.id AND a.local_part = name ORDER BY a.target
+                    LOOP
+                        SELECT s.local_part, s.domain_name INTO target_local, target_domain
+                        FROM mailgate.split_address(target) AS s;
+                        IF target_domain = d.name AND lower(normalize(target_local, NFC)) = name THEN
+                            means_mailbox := true;
+                        ELSE
+                            w_local := w_local || target_local;
+                            w_domain := w_domain || target_domain;
+                            w_detail := w_detail || own_detail;
+                            w_depth := w_depth || (w_depth[i] + 1);
+                        END IF;
+                    END LOOP;
+                    EXIT;
+                END IF;
+                IF EXISTS (SELECT FROM mailgate.mailbox m WHERE m.domain_id = d.id AND m.local_part = name) THEN
+                    is_found := true;
+                    means_mailbox := true;
+                    EXIT;
+                END IF;
+            END LOOP;
+            IF means_mailbox THEN
+                SELECT m.* INTO b FROM mailgate.mailbox m WHERE m.domain_id = d.id AND m.local_part = name;
+                IF FOUND THEN
+                    kind := 'mailbox'; mailbox_id := b.id; local_part := b.local_part; domain_name := d.name;
+                    detail := own_detail; is_enabled := b.is_enabled;
+                    IF b.quota_octets IS NOT NULL AND NOT is_role THEN
+                        quota_octets := b.quota_octets;
+                        SELECT u.octets INTO octets FROM mailgate.mailbox_usage u WHERE u.mailbox_id = b.id;
+                    END IF;
+                    deliverable := deliverable + b.is_enabled::integer;
+                ELSE
+                    kind := 'dangling';  -- an alias of itself, without a mailbox
+                END IF;
+                RETURN NEXT;
+            END IF;
+            CONTINUE WHEN is_found;
+
+            IF d.catch_all IS NOT NULL AND folded !~ '[%!@]' THEN
+                IF NOT ('@' || d.name = ANY (visited)) THEN
+                    visited := visited || ('@' || d.name);
+                    SELECT s.local_part, s.domain_name INTO target_local, target_domain
+                    FROM mailgate.split_address(d.catch_all) AS s;
+                    w_local := w_local || target_local;
+                    w_domain := w_domain || target_domain;
+                    w_detail := w_detail || NULL::text;
+                    w_depth := w_depth || (w_depth[i] + 1);
+                END IF;
+                CONTINUE;
+            END IF;
+            kind := CASE WHEN w_depth[i] = 0 THEN 'unknown' ELSE 'dangling' END;
+            RETURN NEXT;
+        END LOOP;
+
+        EXIT WHEN NOT is_role OR deliverable > 0 OR fallback = 5;
+        fallback := fallback + 1;
+        target := CASE fallback WHEN 1 THEN home.catch_all WHEN 2 THEN postmaster END;
+        IF target IS NOT NULL THEN
+            SELECT s.local_part, s.domain_name INTO target_local, target_domain FROM mailgate.split_address(target) AS s;
+            w_local := w_local || target_local;
+            w_domain := w_domain || target_domain;
+            w_detail := w_detail || NULL::text;
+            w_depth := w_depth || 1;
+        ELSIF fallback >= 3 THEN
+            SELECT m.* INTO b FROM mailgate.mailbox m
+            WHERE CASE fallback WHEN 3 THEN m.domain_id = home.id AND m.is_enabled WHEN 4 THEN m.is_enabled ELSE true END
+            ORDER BY m.id LIMIT 1;
+            IF FOUND THEN
+                SELECT o.name INTO domain_name FROM mailgate.domain o WHERE o.id = b.domain_id;
+                kind := 'mailbox'; mailbox_id := b.id; local_part := b.local_part; detail := NULL;
+                is_enabled := true; quota_octets := NULL; octets := NULL;
+                deliverable := deliverable + 1;
+                RETURN NEXT;
+            END IF;
+        END IF;
+    END LOOP;
+END
+$$;
+COMMENT ON FUNCTION resolve IS 'All that a recipient leads to, a row a destination. kind: mailbox, forward (an address elsewhere), not_ours, unknown, suspended (its domain is not enabled), dangling (a target of ours that leads nowhere), too_deep (aliases of aliases, more than 16). No row: aliases that lead only to each other. local_key and domain_key are folded; local_as_sent gives the detail its case; postmaster is the configured address, or NULL.';
+
+CREATE FUNCTION directory_is_changed() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM pg_notify('directory', TG_TABLE_NAME);
+    RETURN NULL;
+END
+$$;
+COMMENT ON FUNCTION directory_is_changed() IS 'Tells running nodes to forget what they know of recipients.';
+CREATE TRIGGER directory_is_changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON domain
+    FOR EACH STATEMENT EXECUTE FUNCTION directory_is_changed();
+CREATE TRIGGER directory_is_changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON mailbox
+    FOR EACH STATEMENT EXECUTE FUNCTION directory_is_changed();
+CREATE TRIGGER directory_is_changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON alias
+    FOR EACH STATEMENT EXECUTE FUNCTION directory_is_changed();

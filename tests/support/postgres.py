@@ -27,7 +27,7 @@ _shared: list[EmbeddedPostgres] = []
 
 
 def shared_server() -> EmbeddedPostgres:
-    """The run's own server, with a migrated database `mailgate` that serves as a template: never connect to that one."""
+    """The run's own server. Its migrated database `mailgate` is the template of the others: never connect to it."""
     if not _shared:
         postgres = private_server(settings={"max_connections": "100", "shared_buffers": "64MB"})
         postgres.start()
