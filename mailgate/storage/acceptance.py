@@ -1,0 +1,222 @@
+"""The statement that makes a batch of messages ours: values in, SQL out.
+
+Pure: no I/O, no decision. Which messages share a batch, and what happens when the answer is lost, is decided in
+`mailgate.storage.mailbox`; what the statement does is said in schema.sql at `accept_messages`.
+
+Standards: RFC 5321 section 4.5.3.1.8 and RFC 3461 (what is kept of the envelope).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+from mailgate.envelope import ForwardDestination, MailboxDestination, Resolution
+from mailgate.ids import encode_id
+from mailgate.message import readable_field
+from mailgate.smtp.trace import protocol_word
+from mailgate.storage import literal
+from mailgate.storage.queries import QUERIES
+from mailgate.storage.records import Disposition
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    from mailgate.policy.stage import RecipientView, SessionView, TransactionView
+    from mailgate.storage.records import IncomingMessage
+
+FIELD_CHARS = 300  # of From, Subject and Message-ID, for people
+
+_FOLDERS = {Disposition.ACCEPTED: "INBOX", Disposition.QUARANTINED: "Junk"}
+
+
+class NoDestination(Exception):
+    """An accepted message leads nowhere; it must not be answered with 250."""
+
+
+def resend_key(message: IncomingMessage) -> bytes:
+    """What a message has in common with its resend: client network, envelope and content. 16 octets.
+
+    Recipients count without order: a client may sort them anew. Refused ones don't count.
+    """
+    transaction = message.transaction
+    paths = sorted([str(recipient.forward_path) for recipient in transaction.recipients if recipient.accepted])
+    said = "\n".join([message.session.client_network, str(transaction.reverse_path), *paths])
+    return hashlib.sha256(said.encode("utf-8", "surrogatepass") + b"\0" + message.content.sha256).digest()[:16]
+
+
+def accept_statement(
+    messages: Sequence[IncomingMessage],
+    resend_keys: Sequence[bytes],
+    *,
+    instance: int,
+    node: str,
+    confirmed: Collection[int] = (),
+    lost: Collection[int] = (),
+    is_in_pieces: bool = False,
+) -> bytes:
+    """The statement for these messages, whose ids and resend keys are all different.
+
+    `is_in_pieces`: their content is in message_piece already.
+
+    @raises NoDestination: one of them leads nowhere.
+    """
+    sessions = [message.session for message in messages]
+    transactions = [message.transaction for message in messages]
+    contents = [message.content for message in messages]
+    headers = [content.header() for content in contents]
+    recipients = _Recipients()
+    deliveries = _Deliveries()
+    for message in messages:
+        recipients.add(message.transaction)
+        deliveries.add(message)
+    values = {
+        "instance": str(instance),
+        "node": literal.text(node),
+        "confirmed": literal.number_array(confirmed),
+        "lost": literal.number_array(lost),
+        "session_id": literal.number_array([session.id for session in sessions]),
+        "resend_key": "'{" + ",".join([key.hex() for key in resend_keys]) + "}'",
+        "disposition": literal.text_array([message.disposition.value for message in messages]),
+        "policy": literal.text_array([message.policy or None for message in messages]),
+        "reason": literal.text_array([message.reason or None for message in messages]),
+        "reply": literal.text_array([message.reply for message in messages]),
+        "received_at": literal.number_array([message.received_at for message in messages]),
+        "header_from": literal.text_array([readable_field(header, b"From", FIELD_CHARS) for header in headers]),
+        "subject": literal.text_array([readable_field(header, b"Subject", FIELD_CHARS) for header in headers]),
+        "header_message_id": literal.text_array(
+            [readable_field(header, b"Message-ID", FIELD_CHARS) for header in headers]
+        ),
+        "size_octets": literal.number_array([content.size_octets for content in contents]),
+        "sha256": literal.short_octets_array([content.sha256 for content in contents]),
+        **transaction_columns(sessions, transactions),
+        **recipients.columns(),
+        **deliveries.columns(),
+    }
+    octets = {name.encode("ascii"): literal.encoded(value) for name, value in values.items()}
+    octets[b"trace"] = literal.octets_array([message.trace for message in messages])
+    octets[b"content"] = b"NULL" if is_in_pieces else literal.octets_array([content.joined() for content in contents])
+    return QUERIES["accept_messages"] % octets
+
+
+def transaction_columns(sessions: Sequence[SessionView], transactions: Sequence[TransactionView]) -> dict[str, str]:
+    """What the record keeps of any transaction, accepted or not: arrays by the names of columns."""
+    paths = [transaction.reverse_path for transaction in transactions]
+    parameters = [path.parameters for path in paths]
+    return {
+        "id": literal.number_array([transaction.id for transaction in transactions]),
+        "listener": literal.text_array([session.listener for session in sessions]),
+        "client_address": literal.text_array([session.client_address for session in sessions]),
+        "helo": literal.text_array([session.helo for session in sessions]),
+        "protocol": literal.text_array(
+            [
+                protocol_word(session, is_smtputf8=given.smtputf8)
+                for session, given in zip(sessions, parameters, strict=True)
+            ]
+        ),
+        "authenticated": literal.text_array([session.authenticated for session in sessions]),
+        "reverse_path": literal.text_array([str(path) for path in paths]),
+        "body": literal.text_array([given.body for given in parameters]),
+        "is_smtputf8": literal.number_array([given.smtputf8 for given in parameters]),
+        "ret": literal.text_array([given.ret for given in parameters]),
+        "envid": literal.text_array([given.envid for given in parameters]),
+        "started_at": literal.number_array([transaction.started_at for transaction in transactions]),
+    }
+
+
+class _Recipients:
+    """Every RCPT of some transactions."""
+
+    __slots__ = ("positions", "transaction_ids", "views")
+
+    def __init__(self) -> None:
+        self.transaction_ids: list[int] = []
+        self.positions: list[int] = []
+        self.views: list[RecipientView] = []
+
+    def add(self, transaction: TransactionView) -> None:
+        views = transaction.recipients
+        self.transaction_ids += [transaction.id] * len(views)
+        self.positions += range(len(views))
+        self.views += views
+
+    def columns(self) -> dict[str, str]:
+        parameters = [view.forward_path.parameters for view in self.views]
+        return {
+            "recipient_transaction_id": literal.number_array(self.transaction_ids),
+            "recipient_position": literal.number_array(self.positions),
+            "recipient_forward_path": literal.text_array([str(view.forward_path) for view in self.views]),
+            "recipient_is_accepted": literal.number_array([view.accepted for view in self.views]),
+            "recipient_reply": literal.text_array(
+                [
+                    view.reply.text() if view.accepted else view.reply.text(encode_id(identifier))
+                    for view, identifier in zip(self.views, self.transaction_ids, strict=True)
+                ]
+            ),
+            "recipient_notify": literal.text_array(
+                [None if given.notify is None else "{" + ",".join(sorted(given.notify)) + "}" for given in parameters]
+            ),
+            "recipient_orcpt": literal.text_array([given.orcpt for given in parameters]),
+        }
+
+
+def recipient_columns(transactions: Sequence[TransactionView]) -> dict[str, str]:
+    """Every RCPT of these transactions, refused ones included: arrays by the names of columns."""
+    recipients = _Recipients()
+    for transaction in transactions:
+        recipients.add(transaction)
+    return recipients.columns()
+
+
+class _Deliveries:
+    """Where some messages go: mailboxes, and addresses elsewhere; none twice for one message."""
+
+    __slots__ = ("deliveries", "queued")
+
+    def __init__(self) -> None:
+        self.deliveries: list[tuple[int, int, str, str | None, int, float]] = []
+        self.queued: list[tuple[int, str, int, float]] = []
+
+    def add(self, message: IncomingMessage) -> None:
+        identifier = message.transaction.id
+        received_at = message.received_at
+        seen: set[int | str] = set()
+        for position, recipient in enumerate(message.transaction.recipients):
+            resolution = recipient.note(Resolution) if recipient.accepted else None
+            if resolution is None:
+                continue
+            for destination in resolution.destinations:
+                match destination:
+                    case MailboxDestination(mailbox_id, _, detail):
+                        if mailbox_id not in seen:
+                            seen.add(mailbox_id)
+                            self.deliveries.append(
+                                (
+                                    identifier,
+                                    mailbox_id,
+                                    _FOLDERS[message.disposition],
+                                    detail or None,
+                                    message.content.size_octets,
+                                    received_at,
+                                )
+                            )
+                    case ForwardDestination(address):
+                        if address not in seen:
+                            seen.add(address)
+                            self.queued.append((identifier, address, position, received_at))
+        if not seen:
+            raise NoDestination(f"{encode_id(identifier)} was accepted and leads nowhere")
+
+    def columns(self) -> dict[str, str]:
+        return {
+            "delivery_message": literal.number_array([row[0] for row in self.deliveries]),
+            "delivery_mailbox": literal.number_array([row[1] for row in self.deliveries]),
+            "delivery_folder": literal.text_array([row[2] for row in self.deliveries]),
+            "delivery_detail": literal.text_array([row[3] for row in self.deliveries]),
+            "delivery_size_octets": literal.number_array([row[4] for row in self.deliveries]),
+            "delivery_received_at": literal.number_array([row[5] for row in self.deliveries]),
+            "queue_message": literal.number_array([row[0] for row in self.queued]),
+            "queue_recipient": literal.text_array([row[1] for row in self.queued]),
+            "queue_position": literal.number_array([row[2] for row in self.queued]),
+            "queue_received_at": literal.number_array([row[3] for row in self.queued]),
+        }
