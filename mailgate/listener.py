@@ -26,6 +26,7 @@ from OpenSSL import SSL
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IAddress, IHandshakeListener, IPushProducer
 from twisted.internet.protocol import Protocol as TwistedProtocol
+from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
 from twisted.mail import smtp
 from zope.interface import implementer
@@ -138,6 +139,7 @@ class MailConnection(smtp.ESMTP):
 
     _log = Logger()
     factory: MailFactory
+    transport: Any  # Any: Twisted's interface for it lacks startTLS and abortConnection, which TCP and Unix have
 
     def __init__(self, factory: MailFactory) -> None:
         # ESMTP's own state would cost each idle session more than all of ours; no method that needs it is left.
@@ -287,9 +289,7 @@ class MailConnection(smtp.ESMTP):
             return
         self._hurry_timer(session)
 
-    def _await(
-        self, deferred: Deferred[_T], answer: Callable[[_T], None], failed: Callable[[Failure], None]
-    ) -> None:
+    def _await(self, deferred: Deferred[_T], answer: Callable[[_T], None], failed: Callable[[Failure], None]) -> None:
         """Wait for somebody of ours. A result that is there already does not cost a round through the reactor."""
         self._pending = deferred
         deferred.addCallbacks(partial(self._answered, answer), partial(self._answered, failed))
@@ -318,7 +318,8 @@ class MailConnection(smtp.ESMTP):
         assert session is not None  # noqa: S101  # it asked
         if stored.is_resend:
             self._log.info(
-                "session {session} sent transaction {transaction} again", session=session.view.id,
+                "session {session} sent transaction {transaction} again",
+                session=session.view.id,
                 transaction=stored.transaction_id,
             )
         session.stored(stored.transaction_id)
@@ -396,7 +397,11 @@ class MailConnection(smtp.ESMTP):
         usage = self.factory.usage
         usage.held_octets += held - self._held_octets
         grows, self._held_octets = held > self._held_octets, held
-        if grows and usage.held_octets > self._rules.limits.memory_octets and session.state in (State.DATA, State.CHUNK):
+        if (
+            grows
+            and usage.held_octets > self._rules.limits.memory_octets
+            and session.state in (State.DATA, State.CHUNK)
+        ):
             session.give_up_content()
             usage.held_octets -= held
             self._held_octets = 0
@@ -429,7 +434,7 @@ class MailConnection(smtp.ESMTP):
             self._session.tls_started(tls)
             self._advance()
 
-    # ------------------------------------------------------------ back-pressure (IPushProducer)
+    # ------------------------------------------------------------ back-pressure: we are a push producer
 
     def pauseProducing(self) -> None:
         """The client doesn't read our replies: neither do we read what it sends."""
@@ -496,9 +501,7 @@ class MailConnection(smtp.ESMTP):
             self.transport.abortConnection()
             return
         started_at = session.transaction_started_at
-        is_transaction = (
-            started_at is not None and self.factory.time() - started_at >= self._rules.timeouts.transaction
-        )
+        is_transaction = started_at is not None and self.factory.time() - started_at >= self._rules.timeouts.transaction
         session.time_out(transaction=is_transaction)
         self._is_paused = False
         self._advance()
@@ -520,7 +523,7 @@ class MailConnection(smtp.ESMTP):
             self._is_paused = False
             self._advance()
 
-    def connectionLost(self, reason: Failure) -> None:
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Give up what the client waited for, and report."""
         self._is_gone = True
         self._cancel_timer()
@@ -582,7 +585,7 @@ class MailFactory(smtp.SMTPFactory):
         authenticator: Authenticator | None = None,
     ) -> None:
         """`time` gives seconds since the epoch; `usage` is shared by the listeners of a process."""
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # Twisted's has no types
         self.name = name
         self.role = role
         self.rules = rules
@@ -602,7 +605,7 @@ class MailFactory(smtp.SMTPFactory):
         self.is_stopping = False
         self._emptied: list[Deferred[None]] = []
 
-    def buildProtocol(self, addr: IAddress) -> TwistedProtocol:
+    def buildProtocol(self, addr: IAddress | None) -> TwistedProtocol:
         """Make the connection's protocol."""
         return MailConnection(self)
 
@@ -655,6 +658,6 @@ def _address_of(address: Any) -> tuple[str, int]:  # Any: an IAddress has no fie
 
 def _reason(failure: Failure) -> str:
     """OpenSSL's words for an error: its last and most specific one."""
-    arguments = failure.value.args
+    arguments = failure.value.args if failure.value is not None else ()
     details = arguments[0] if arguments and isinstance(arguments[0], list) else []
     return str(details[-1][-1]) if details else failure.getErrorMessage() or "connection closed"

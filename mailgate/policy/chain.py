@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-from twisted.internet.defer import CancelledError, Deferred, TimeoutError as DeferredTimeoutError
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import TimeoutError as DeferredTimeoutError
 from twisted.logger import Logger
 
 from mailgate.policy.stage import Request, Stage
@@ -65,7 +66,7 @@ class Chain:
         remaining = iter(policies)
         for policy in remaining:
             try:
-                answer: object = policy.decide(request)
+                answer: object = policy.decide(request)  # type: ignore[no-untyped-call]  # an interface has no types
             except Exception:
                 answer = self._failed(policy, request)
             if inspect.isawaitable(answer):
@@ -101,7 +102,7 @@ class Chain:
                     return merge.decision()
                 asked = following
                 try:
-                    waiting = asked.decide(request)
+                    waiting = asked.decide(request)  # type: ignore[no-untyped-call]  # as above
                 except Exception:
                     waiting = self._failed(asked, request)
 
@@ -177,14 +178,14 @@ class _Merge:
             case Accept():
                 return True
             case Reject() | Defer():
-                self._verdict, self._policy = verdict, cast("str", policy.name)
+                self._verdict, self._policy = verdict, policy.name
                 return True
             case Discard():
                 outweighs = not isinstance(self._verdict, Discard)
             case Quarantine():
                 outweighs = self._verdict is None
         if outweighs:
-            self._verdict, self._policy = verdict, cast("str", policy.name)
+            self._verdict, self._policy = verdict, policy.name
         return False
 
     def decision(self) -> Decision:

@@ -118,21 +118,23 @@ class _Collector:
         line_ends = lines.count(b"\r\n")
         if lines.count(b"\n") != line_ends or lines.count(b"\r") != line_ends:
             if not tolerance.bare_line_ends:
-                return self.fail(Fault.BARE_LINE_END)
+                self.fail(Fault.BARE_LINE_END)
+                return
             before = len(lines)
             lines = _LINE_END.sub(b"\r\n", lines)
             self.size_octets += len(lines) - before
         if b"\0" in lines and not tolerance.nul:
-            return self.fail(Fault.NUL)
+            self.fail(Fault.NUL)
+            return
         if not tolerance.long_lines and (not ends_line or _has_long_line(lines, self._line_octets)):
-            return self.fail(Fault.LONG_LINE)
+            self.fail(Fault.LONG_LINE)
+            return
         self._digest.update(lines)
         self._pending.append(lines)
         self._pending_octets += len(lines)
         self.held_octets += len(lines)
         if self._pending_octets >= PIECE_OCTETS:
             self._flush()
-        return None
 
     def _flush(self) -> None:
         if self._pending:

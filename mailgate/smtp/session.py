@@ -53,9 +53,11 @@ from mailgate.smtp.command import (
     Quit,
     Rcpt,
     Rset,
-    StartTls as StartTlsCommand,
     Vrfy,
     parse_command,
+)
+from mailgate.smtp.command import (
+    StartTls as StartTlsCommand,
 )
 from mailgate.smtp.framing import STRICT, ChunkFramer, DataFramer, Fault, Tolerance
 from mailgate.smtp.reply import Reply, reply

@@ -1,0 +1,447 @@
+"""From a configuration to a running mail server, and back to none.
+
+Everything is built here and handed values; nothing below sees a Config. The order of a start is the promise that READY
+makes: the database has answered and may be worked with, then the ports are bound, then the service manager and people
+hear of it. The order of a stop is the promise that 250 makes: no new connections, every message that is being received
+is dealt with, what is on its way to the database gets there, then the connections to it end.
+
+SIGHUP reads the configuration again: certificates, limits and tolerances change for new sessions, no session is
+dropped, and a broken file changes nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from twisted.application.service import MultiService
+from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.defer import CancelledError, Deferred, gatherResults
+from twisted.internet.endpoints import serverFromString
+from twisted.internet.error import CannotListenError
+from twisted.internet.interfaces import IListeningPort
+from twisted.internet.threads import deferToThreadPool
+from twisted.logger import Logger
+
+from mailgate import instance
+from mailgate.binding import listen_tcp
+from mailgate.certificate import UnusableFile, ensure_self_signed
+from mailgate.config import DATA_LOSS_SENTENCE, Config, ConfigError, load_config, reloadable_differences
+from mailgate.ids import IdGenerator
+from mailgate.listener import MailFactory, Rules, Timeouts, Tolerated
+from mailgate.notify import Notifier
+from mailgate.policy.chain import Chain
+from mailgate.policy.limits import LimitsPolicy, NodeLimits, Usage
+from mailgate.policy.recipients import RecipientsPolicy
+from mailgate.smtp.grammar import domain_key, local_key
+from mailgate.smtp.session import Limits, Settings
+from mailgate.storage.directory import Directory
+from mailgate.storage.embedded import EmbeddedPostgres, EmbeddedPostgresError, EmbeddedPostgresService
+from mailgate.storage.errors import DatabaseRefused, StorageUnavailable
+from mailgate.storage.journal import Journal
+from mailgate.storage.literal import settle
+from mailgate.storage.mailbox import MailboxWriter, instance_setup
+from mailgate.storage.pool import Connection, Pool, check_server
+from mailgate.storage.retention import Retention
+from mailgate.tls import TlsContexts
+
+if TYPE_CHECKING:
+    from twisted.python.failure import Failure
+
+    from mailgate.config import Listener
+
+_DATABASE_PATIENCE_SECONDS = 10.0  # between two lines that say that the database does not answer
+
+
+class StartFailed(Exception):
+    """The service can't start, and waiting won't help; the message is for people."""
+
+
+class MailgateService(MultiService):
+    """The whole of mailgate in one process."""
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        reactor: Any,  # Any: one object with more interfaces than a type can name
+        config: Config,
+        *,
+        failed: Callable[[], None],
+        environ: dict[str, str] | None = None,
+    ) -> None:
+        """`failed` is called before the reactor is stopped because the start has failed."""
+        super().__init__()  # type: ignore[no-untyped-call]  # Twisted gives Service no types
+        self._reactor = reactor
+        self._config = config
+        self._failed = failed
+        self._notifier = Notifier(os.environ if environ is None else environ, reactor)
+        self._usage = Usage()
+        self._starting: Deferred[None] | None = None
+        self._embedded: EmbeddedPostgresService | None = None
+        self._databases: list[Connection | Pool] = []
+        self._directory: Directory | None = None
+        self._writer: MailboxWriter | None = None
+        self._journal: Journal | None = None
+        self._retention: Retention | None = None
+        self._limits_policy = LimitsPolicy(_node_limits(config), self._usage)
+        self._tls: TlsContexts | None = None
+        self._factories: dict[str, MailFactory] = {}
+        self._ports: list[tuple[Listener, IListeningPort]] = []
+        self._old_sighup: Any = None  # Any: what signal.signal gives back
+        self._is_announced = False
+
+    # ------------------------------------------------------------ start
+
+    def startService(self) -> None:
+        """Begin the start; READY comes when it is done."""
+        super().startService()  # type: ignore[no-untyped-call]  # Twisted gives Service no types
+        self._starting = Deferred.fromCoroutine(self._start())
+        self._starting.addErrback(self._start_failed)
+
+    async def _start(self) -> None:
+        config = self._config
+        self._tls = _load_tls(config)
+        dsn = await self._database()
+        instance_number = await self._open_database(dsn)
+        ids = IdGenerator(instance_number, time.time)
+        await self._bootstrap()
+        assert self._directory is not None  # noqa: S101  # made by _open_database
+        chain = Chain(self._reactor, [self._limits_policy, RecipientsPolicy(self._directory)])
+        for listener in config.listeners:
+            self._factories[listener.name] = self._factory(listener, chain, ids)
+        await self._listen()
+        self._old_sighup = signal.signal(signal.SIGHUP, self._sighup)
+        self._notifier.watchdog().setServiceParent(self)  # type: ignore[no-untyped-call]  # Twisted's has no types
+        self._announce()
+        self._notifier.ready(f"Listening on {', '.join(self._places())}")
+
+    async def _database(self) -> str:
+        database = self._config.database
+        if not database.embedded:
+            assert database.dsn is not None  # noqa: S101  # the configuration is refused without either
+            return database.dsn
+        postgres = EmbeddedPostgres(database.embedded_folder)
+        self._notifier.status("Starting the embedded PostgreSQL")
+        dsn: str = await deferToThreadPool(self._reactor, self._reactor.getThreadPool(), postgres.start)
+        self._embedded = EmbeddedPostgresService(self._reactor, postgres)
+        self._embedded.startService()
+        return dsn
+
+    async def _open_database(self, dsn: str) -> int:
+        """Connect everything that works with the database; the number of this instance."""
+        config, database = self._config, self._config.database
+        pool = self._keep(Pool(self._reactor, dsn, size=database.pool_connections, name="mailgate-directory"))
+        await self._wait_for(pool)
+        await check_server(pool, allow_unsafe_durability=database.accept_data_loss == DATA_LOSS_SENTENCE)
+        number = int((await pool.execute("SELECT nextval('mailgate.instance')"))[0][0])
+        setup = instance_setup(number)
+        control = self._keep(Connection(self._reactor, dsn, name="mailgate-control", setup=setup))
+        writing = self._keep(Connection(self._reactor, dsn, name="mailgate-writer", setup=settle))
+        large = [
+            self._keep(Connection(self._reactor, dsn, name=f"mailgate-large-{which}", setup=settle)) for which in (1, 2)
+        ]
+        behind = self._keep(Pool(self._reactor, dsn, size=1, name="mailgate-journal"))
+        for connections in (control, writing, *large, behind):
+            await self._wait_for(connections)
+        self._directory = Directory(self._reactor, pool, control, postmaster=config.postmaster)
+        self._writer = MailboxWriter(
+            self._reactor,
+            writing,
+            big=large,
+            instance=number,
+            node=config.node,
+            usage=self._directory.note_usage,
+            wait_seconds=database.wait_seconds,
+        )
+        self._journal = Journal(self._reactor, behind, node=config.node)
+        return number
+
+    def _keep(self, connections: Any) -> Any:  # Any: a Connection gives a Connection, a Pool a Pool
+        self._databases.append(connections)
+        connections.start()
+        return connections
+
+    async def _wait_for(self, connections: Connection | Pool) -> None:
+        """Wait until it is connected, however long that takes: a database may start after us."""
+        while True:
+            try:
+                await connections.connected(_DATABASE_PATIENCE_SECONDS)
+            except StorageUnavailable as error:
+                self._log.warn("waiting for the database: {error}", error=str(error))
+                self._notifier.status(f"Waiting for the database: {error}")
+                self._notifier.extend_timeout(2 * _DATABASE_PATIENCE_SECONDS)
+            else:
+                return
+
+    def _factory(self, listener: Listener, chain: Chain, ids: IdGenerator) -> MailFactory:
+        assert self._writer is not None and self._journal is not None  # noqa: S101  # made by _open_database
+        return MailFactory(
+            name=listener.name,
+            role=listener.role,
+            rules=_rules(self._config, listener),
+            chain=chain,
+            writer=self._writer,
+            journal=self._journal,
+            ids=ids,
+            clock=self._reactor,
+            time=time.time,
+            usage=self._usage,
+            tls=self._tls.factory(listener.client_certificate) if self._tls is not None else None,
+            is_implicit_tls=listener.tls == "implicit",
+            proxy_from=listener.proxy_from,
+        )
+
+    async def _listen(self) -> None:
+        for listener in self._config.listeners:
+            factory = self._factories[listener.name]
+            try:
+                if listener.endpoints:
+                    ports = [
+                        await serverFromString(self._reactor, description).listen(factory)
+                        for description in listener.endpoints
+                    ]
+                else:
+                    ports = self._bind(listener, factory)
+            except (CannotListenError, OSError, KeyError, ValueError) as error:
+                raise StartFailed(f"listener.{listener.name}: {error}") from error
+            self._ports += [(listener, port) for port in ports]
+
+    def _bind(self, listener: Listener, factory: MailFactory) -> list[IListeningPort]:
+        port = listener.port
+        assert port is not None  # noqa: S101  # the configuration is refused with neither port nor endpoints
+        bound = [
+            listen_tcp(self._reactor, factory, address=address, port=port, backlog=listener.backlog)
+            for address in listener.addresses
+        ]
+        return [each for each in bound if each is not None]
+
+    def _start_failed(self, failure: Failure) -> None:
+        if failure.check(CancelledError):
+            return
+        if failure.check(StartFailed, DatabaseRefused, EmbeddedPostgresError, StorageUnavailable, UnusableFile):
+            message = f"mailgate can't start: {failure.getErrorMessage()}"
+            self._log.critical("{message}", message=message)
+        else:
+            message = "mailgate can't start because of a defect; the log has the traceback"
+            self._log.failure("mailgate can't start", failure=failure)
+        if sys.__stderr__ is not None:
+            sys.__stderr__.write(f"{message}\n")
+        self._failed()
+        self._reactor.stop()
+
+    async def _bootstrap(self) -> None:
+        """Make the configured mailboxes in a directory that has no domain yet."""
+        addresses = [address.rpartition("@")[::2] for address in self._config.bootstrap.mailboxes]
+        if addresses:
+            locals_, domains = zip(*addresses, strict=True)
+            await self._databases[0].execute(
+                _BOOTSTRAP, ([local_key(local) for local in locals_], [domain_key(domain) for domain in domains])
+            )
+
+    def _announce(self) -> None:
+        """Tell the log, the command line on this machine and, at a first try, the person at the terminal."""
+        for place in self._places():
+            self._log.info("listening on {place}", place=place)
+        try:
+            instance.announce(self._config.file, os.getpid(), listeners=self._places())
+            self._is_announced = True
+        except OSError as error:
+            self._log.warn("the command line won't find this instance by itself: {error}", error=str(error))
+        if self._config.bootstrap.mailboxes and sys.__stdout__ is not None:
+            sys.__stdout__.write(_welcome(self._config, self._ports))
+            sys.__stdout__.flush()
+
+    def _places(self) -> list[str]:
+        return [_place(port) for _, port in self._ports]
+
+    # ------------------------------------------------------------ stop
+
+    def stopService(self) -> Deferred[None]:
+        """Finish what is being received, and store what is on its way; then let go of everything."""
+        self._notifier.stopping("Finishing the sessions")
+        return Deferred.fromCoroutine(self._stop())
+
+    async def _stop(self) -> None:
+        if self._starting is not None:
+            self._starting.cancel()
+        if self._old_sighup is not None:
+            signal.signal(signal.SIGHUP, self._old_sighup)
+            self._old_sighup = None
+        if self._is_announced:
+            with suppress(OSError):
+                instance.withdraw(os.getpid())
+        ports, self._ports = self._ports, []
+        for _, port in ports:
+            stopped = port.stopListening()
+            if stopped is not None:
+                await stopped
+        grace = self._config.shutdown.seconds
+        await gatherResults([factory.shut_down(grace * 0.8) for factory in self._factories.values()])
+        if self._retention is not None:
+            await self._retention.stop()
+        if self._writer is not None:
+            await self._writer.stop()
+        if self._journal is not None:
+            await self._journal.stop(grace * 0.1)
+        for connections in self._databases:
+            await connections.stop()
+        if self._embedded is not None:
+            await self._embedded.stopService()
+        await super().stopService()  # type: ignore[no-untyped-call]  # Twisted gives Service no types
+
+    # ------------------------------------------------------------ reload
+
+    def _sighup(self, _number: int, _frame: FrameType | None) -> None:
+        self._reactor.callFromThread(self.reload)
+
+    def reload(self) -> None:
+        """Read the configuration again and apply what can be applied; with a fault in it, nothing changes."""
+        self._notifier.reloading()
+        try:
+            config = load_config(self._config.file)
+            tls = _load_tls(config)
+        except ConfigError as error:
+            for fault in error.faults:
+                self._log.error("{fault}", fault=str(fault))
+            self._reloaded("The configuration has faults: the old one stays in force")
+            return
+        except UnusableFile as error:
+            self._log.error("{fault}", fault=str(error))
+            self._reloaded("A certificate can't be used: the old ones stay in force")
+            return
+        for key in reloadable_differences(self._config, config):
+            self._log.warn("{key} has changed: only a restart applies it", key=key)
+        if tls is not None and self._tls is not None:
+            self._tls.adopt(tls)
+        self._limits_policy.limits = _node_limits(config)
+        for listener in config.listeners:
+            factory = self._factories.get(listener.name)
+            if factory is not None:
+                factory.rules = _rules(config, listener, settings=factory.rules.settings)
+        self._reloaded("Configuration reloaded")
+
+    def _reloaded(self, status: str) -> None:
+        self._log.info("{status}", status=status)
+        self._notifier.ready(status)
+
+
+_BOOTSTRAP = """
+WITH wanted AS (
+    SELECT * FROM unnest(%s::text[], %s::text[]) AS address (local_part, domain)
+), made AS (
+    INSERT INTO mailgate.domain (name)
+    SELECT DISTINCT domain FROM wanted WHERE NOT EXISTS (SELECT FROM mailgate.domain)
+    RETURNING id, name
+)
+INSERT INTO mailgate.mailbox (domain_id, local_part)
+SELECT made.id, wanted.local_part FROM wanted JOIN made ON made.name = wanted.domain
+"""
+
+
+def _load_tls(config: Config) -> TlsContexts | None:
+    certificates = config.tls.certificate
+    if not certificates and config.tls.self_signed:
+        certificates = (ensure_self_signed(config.data_folder, config.hostname, now=datetime.now(UTC)),)
+    if not certificates:
+        return None
+    return TlsContexts.load(
+        certificates,
+        minimum_version=config.tls.minimum_version,
+        ciphers=config.tls.ciphers,
+        client_ca=config.tls.client_ca,
+    )
+
+
+def _node_limits(config: Config) -> NodeLimits:
+    limits = config.limits
+    return NodeLimits(
+        limits.sessions,
+        limits.sessions_per_network,
+        limits.ipv4_network_bits,
+        limits.ipv6_network_bits,
+        limits.unlimited_networks,
+        limits.memory_octets,
+    )
+
+
+def _rules(config: Config, listener: Listener, *, settings: Settings | None = None) -> Rules:
+    """What a listener's sessions are told. On reload `settings` are the present ones, of which the limits change."""
+    limits, tolerate = config.limits, config.tolerate
+    bounds = Limits(
+        limits.message_octets,
+        limits.recipients,
+        limits.transactions_per_session,
+        limits.errors_per_session,
+        limits.received_fields,
+        limits.line_octets,
+        limits.command_octets,
+    )
+    if settings is None:
+        settings = Settings(
+            config.hostname,
+            bounds,
+            offers_starttls=listener.tls == "starttls",
+            requires_tls=False,
+            accepts_unauthenticated=listener.accepts_unauthenticated,
+        )
+    return Rules(
+        replace(settings, limits=bounds),
+        _node_limits(config),
+        Timeouts(
+            limits.command_seconds,
+            limits.data_seconds,
+            limits.transaction_seconds,
+            config.tls.handshake_seconds,
+            limits.goodbye_seconds,
+        ),
+        Tolerated(tolerate.bare_line_ends_from, tolerate.nul_from, tolerate.long_lines_from),
+    )
+
+
+def _place(port: IListeningPort) -> str:
+    address = port.getHost()
+    host, number = getattr(address, "host", None), getattr(address, "port", None)
+    if host is None:
+        return str(getattr(address, "name", address))
+    return f"[{host}]:{number}" if ":" in host else f"{host}:{number}"
+
+
+def _welcome(config: Config, ports: Sequence[tuple[Listener, IListeningPort]]) -> str:
+    """What a first try is told: where to send to, how, and how to look at what arrived."""
+    mailbox = config.bootstrap.mailboxes[0]
+    lines = ["", "mailgate is ready.", ""]
+    plain: tuple[str, int] | None = None
+    for listener, port in ports:
+        lines.append(f"  {_place(port):<22} {listener.name}: {listener.role.value}, TLS {listener.tls}")
+        address = port.getHost()
+        if plain is None and listener.tls != "implicit" and isinstance(address, IPv4Address | IPv6Address):
+            plain = (address.host, address.port)
+    command = Path(sys.executable).with_name("mailgate")
+    if plain is not None:
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(plain[0], plain[0])  # noqa: S104  # compared, not bound
+        message = f"From: you@example.org\\r\\nTo: {mailbox}\\r\\nSubject: Hello\\r\\n\\r\\nA first message.\\r\\n"
+        lines += [
+            "",
+            "Send a first message:",
+            f"""  python3 -c "import smtplib; s = smtplib.SMTP('{host}', {plain[1]}); """
+            f"""s.sendmail('you@example.org', '{mailbox}', '{message}'); s.quit()\"""",
+        ]
+    lines += ["", "Look at it:", f"  {_relative(command)} inbox {mailbox}", "", ""]
+    return "\n".join(lines)
+
+
+def _relative(path: Path) -> Path:
+    try:
+        return path.relative_to(Path.cwd())
+    except ValueError:
+        return path
