@@ -24,6 +24,7 @@ from OpenSSL import SSL
 from psycopg2.extensions import parse_dsn
 from twisted.internet.endpoints import serverFromString
 
+from mailgate.binding import Place, place_of
 from mailgate.certificate import (
     CertificateFiles,
     UnusableFile,
@@ -59,6 +60,7 @@ from mailgate.toml import (
 __all__ = ["Config", "ConfigError", "Fault", "load_config", "reloadable_differences"]
 
 DATA_LOSS_SENTENCE = "a crash may lose mail that was acknowledged"
+_LAST_PORT = 65_535
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 _DOMAIN = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(?:\.{_LABEL})*", re.ASCII)
 
@@ -251,7 +253,7 @@ class Listener:
     name: str
     role: Annotated[Role, OneOf(Role)]
     tls: Annotated[Literal["starttls", "implicit", "none"], OneOf(("starttls", "implicit", "none"))] = "starttls"
-    port: Annotated[int | None, Integer(1, 65_535, "a port")] = None
+    port: Annotated[int | None, Integer(1, _LAST_PORT, "a port")] = None
     addresses: Annotated[tuple[str, ...], ListOf(IpAddress())] = ("0.0.0.0", "::")  # noqa: S104  # a mail server's work
     endpoints: Annotated[tuple[str, ...], ListOf(EndpointString())] = ()
     backlog: Annotated[int, Integer(1, 65_535, "a number of connections")] = 512
@@ -436,19 +438,18 @@ def _check_listeners(config: Config, reader: Reader) -> None:
     if not config.listeners and not reader.is_faulty("listener"):
         reader.fault("listener", "there is no listener", "add [listener.smtp] with its role and port")
     names: set[str] = set()
-    bound: list[_Binding] = []
+    bound: list[tuple[str, Place]] = []
     for listener in config.listeners or ():
         key = f"listener.{listener.name}"
         if listener.name.lower() in names:
             reader.fault(key, "another listener has this name", "give each a name of its own, whatever its capitals")
         names.add(listener.name.lower())
         _check_listener(listener, key, config.tls, reader)
-        for binding in _bindings(listener, key):
-            for other in bound:
-                if binding.overlaps(other):
-                    reader.fault(binding.key, f"{binding} is taken by {other.key}", "use each port and address once")
-                    break
-            bound.append(binding)
+        for place_key, place in _places(listener, key):
+            other = next((other_key for other_key, taken in bound if place.clashes(taken)), None)
+            if other is not None:
+                reader.fault(place_key, f"{place} is taken by {other}", "use each port and address once")
+            bound.append((place_key, place))
 
 
 def _check_listener(listener: Listener, key: str, tls: Tls, reader: Reader) -> None:
@@ -466,49 +467,16 @@ def _check_listener(listener: Listener, key: str, tls: Tls, reader: Reader) -> N
             reader.fault(f"{key}.client_certificate", "nothing says whom to trust", "add client_ca to [tls]")
 
 
-@dataclass(frozen=True, slots=True)
-class _Binding:
-    """What a listener binds: an address and a port, or something else by its own name."""
-
-    key: str
-    place: str
-    port: int = 0
-
-    def __str__(self) -> str:
-        return f"port {self.port} of {self.place}" if self.port else self.place
-
-    def overlaps(self, other: _Binding) -> bool:
-        """Whether both can't be bound. An IPv6 wildcard is bound for IPv6 only."""
-        if not self.port or not other.port:
-            return self.place == other.place and self.port == other.port and not self.place.startswith("free port")
-        if self.port != other.port:
-            return False
-        one, two = ipaddress.ip_address(self.place), ipaddress.ip_address(other.place)
-        return one.version == two.version and (one == two or one.is_unspecified or two.is_unspecified)
-
-
-def _bindings(listener: Listener, key: str) -> list[_Binding]:
+def _places(listener: Listener, key: str) -> list[tuple[str, Place]]:
+    """What the listener binds, each with the key that says so."""
     found = []
     if listener.port is not None:
-        found = [_Binding(f"{key}.port", address, listener.port) for address in listener.addresses or ()]
+        found = [(f"{key}.port", Place(address, listener.port)) for address in listener.addresses or ()]
     for number, endpoint in enumerate(listener.endpoints or (), 1):
-        found.append(_endpoint_binding(endpoint, f"{key}.endpoints[{number}]"))
+        place = place_of(endpoint)
+        if place is not None:
+            found.append((f"{key}.endpoints[{number}]", place))
     return found
-
-
-def _endpoint_binding(endpoint: str, key: str) -> _Binding:
-    kind, *rest = re.split(r"(?<!\\):", endpoint)
-    if kind not in ("tcp", "tcp6"):
-        return _Binding(key, endpoint)
-    named = dict(part.split("=", 1) for part in rest if "=" in part)
-    plain = [part for part in rest if "=" not in part]
-    port = int(named.get("port", plain[0] if plain else "0"))
-    default = "0.0.0.0" if kind == "tcp" else "::"  # noqa: S104  # what Twisted takes these to mean
-    address = named.get("interface", plain[1] if len(plain) > 1 and kind == "tcp" else default)
-    address = address.replace("\\", "") or default
-    if not port:
-        return _Binding(key, f"free port for {key}")
-    return _Binding(key, address, port) if _is_ip(address) else _Binding(key, endpoint)
 
 
 def _check_pair(files: CertificateFiles, key: str, reader: Reader) -> None:
@@ -621,11 +589,15 @@ def _check_endpoint(value: str) -> None:
     try:
         # An endpoint touches its reactor only when it listens.
         serverFromString(object(), value)
+        place = place_of(value)
     except KeyError:
         _check_inherited(value)
+        return
     except (ValueError, TypeError, IndexError, AttributeError) as error:
         form = 'use the form "tcp:25:interface=192.0.2.1", "unix:PATH" or "systemd:domain=INET6:name=smtp"'
         raise Wrong(f"{value!r} is not an endpoint ({error})", form) from None
+    if place is not None and place.port > _LAST_PORT:
+        raise Wrong(f"{place.port} is not a port", f"use 1 to {_LAST_PORT}, or 0 for any that is free")
 
 
 def _check_inherited(value: str) -> None:
