@@ -99,7 +99,7 @@ def fields_of(header: bytes, name: bytes) -> list[bytes]:
     return list(_bodies_of(header, name))
 
 
-def count_of_received(header: bytes) -> int:
+def count_received_fields(header: bytes) -> int:
     """How many hosts say that they have had this message (RFC 5321 section 6.3: loops)."""
     lines = b"\r\n" + header.lower()
     return lines.count(b"\r\nreceived:") + lines.count(b"\r\nreceived ") + lines.count(b"\r\nreceived\t")

@@ -215,6 +215,8 @@ def _parse_any(text: str) -> Command:
     if _CONTROL.search(text):
         raise CommandError(_NOT_A_COMMAND)
     verb, _, argument = text.partition(" ")
+    if not verb.isascii():  # upper() would make an S of U+017F
+        raise CommandError(_NOT_RECOGNIZED)
     verb = verb.upper()
     parse = _PARSERS.get(verb)
     if parse is not None:
