@@ -1,7 +1,7 @@
 """No pattern that meets a peer's octets can take more than linear time: shown by how they are made, not by a clock.
 
 A backtracking matcher is slow where it can give back what it has taken and try again. So every repetition without an
-upper bound has to be possessive, which never gives back; a greedy one is allowed where its upper bound is a small number.
+upper bound has to be possessive, which never gives back; a greedy one is allowed where the bound is a small number.
 """
 
 from __future__ import annotations
