@@ -69,16 +69,16 @@ class TlsContexts:
         pairs = [(files, read_chain(files.certificate), read_key(files.key)) for files in certificates]
         by_name: dict[str, SSL.Context] = {}
         for files, chain, key in pairs:
-            context = _context(chain, key, minimum_version, ciphers)
+            context = _context(chain, key, minimum_version, ciphers, client_ca)
             for name in files.names or names_of(chain[0]):
                 by_name.setdefault(name.lower(), context)
         _, chain, key = pairs[0]
         contexts: dict[ClientCertificate, SSL.Context] = {}
         for client_certificate in get_args(ClientCertificate):
-            context = _context(chain, key, minimum_version, ciphers)
+            context = _context(chain, key, minimum_version, ciphers, client_ca)
             context.set_tlsext_servername_callback(_Chooser(by_name))
             if client_certificate != "none":
-                _ask_for_client_certificate(context, client_ca, is_required=client_certificate == "require")
+                _ask_for_client_certificate(context, is_required=client_certificate == "require")
             contexts[client_certificate] = context
         return cls(contexts)
 
@@ -92,10 +92,7 @@ class TlsContexts:
 
     def connection(self, client_certificate: ClientCertificate) -> SSL.Connection:
         """The server's side of a new connection, which reads and writes memory."""
-        context = self._contexts[client_certificate]
-        connection = _Connection(context)
-        connection.set_app_data(_Handshake(context))
-        return connection
+        return _Connection(self._contexts[client_certificate])
 
 
 @implementer(IOpenSSLServerConnectionCreator)
@@ -114,9 +111,8 @@ class TlsServer:
 
 def describe(connection: SSL.Connection) -> TlsState:
     """What the handshake of a connection that `TlsServer` made agreed on; call it when the handshake is over."""
-    handshake = connection.get_app_data()
     certificate = None
-    if isinstance(handshake, _Handshake) and handshake.is_client_verified:
+    if isinstance(connection, _Connection) and connection.is_client_verified:
         certificate = connection.get_peer_certificate(as_cryptography=True)
     return TlsState(
         version=connection.get_protocol_version_name(),
@@ -145,7 +141,7 @@ def reason(error: SSL.Error) -> str:
 
 
 class _Connection(SSL.Connection):
-    """A connection over memory that stays small.
+    """A connection over memory that stays small, and knows what was found of the client's certificate.
 
     What Twisted read from the socket, up to 64 KiB, goes to OpenSSL in pieces. Its memory BIO grows to the largest
     piece that it was given and never shrinks, and would keep 85 KiB for a session that sent one large message.
@@ -153,6 +149,11 @@ class _Connection(SSL.Connection):
 
     def __init__(self, context: SSL.Context) -> None:
         super().__init__(context, None)
+        # OpenSSL may call that context's name chooser again (after a HelloRetryRequest), when this connection has been
+        # switched to another context and a reload has dropped the first one: it must not be freed before.
+        self._first_context = context
+        self._has_failed = False
+        self.is_client_verified = False
         self._waiting = b""
         self._offset = 0
 
@@ -181,6 +182,12 @@ class _Connection(SSL.Connection):
                 if not self._feed():
                     raise
 
+    def note(self, *, depth: int, is_valid: bool) -> None:
+        """Note what verification found of one certificate of the client's chain; its own, of depth 0, comes last."""
+        if not is_valid:
+            self._has_failed = True
+        self.is_client_verified = depth == 0 and not self._has_failed
+
     def _feed(self) -> bool:
         """Whether there was a piece for OpenSSL to read."""
         piece = self._waiting[self._offset : self._offset + _PIECE_OCTETS]
@@ -191,21 +198,6 @@ class _Connection(SSL.Connection):
             return False
         super().bio_write(piece)
         return True
-
-
-class _Handshake:
-    """What is kept with a connection.
-
-    `context` is the one that it began with: OpenSSL may call its name chooser again (after a HelloRetryRequest) when
-    the connection has long been switched to another context and a reload has dropped this one.
-    """
-
-    __slots__ = ("context", "has_failed", "is_client_verified")
-
-    def __init__(self, context: SSL.Context) -> None:
-        self.context = context
-        self.has_failed = False
-        self.is_client_verified = False
 
 
 class _Chooser:
@@ -231,8 +223,17 @@ def _asked_name(connection: SSL.Connection) -> str | None:
 
 
 def _context(
-    chain: Sequence[x509.Certificate], key: ServerKey, minimum_version: Literal["1.2", "1.3"], ciphers: str
+    chain: Sequence[x509.Certificate],
+    key: ServerKey,
+    minimum_version: Literal["1.2", "1.3"],
+    ciphers: str,
+    client_ca: Path | None,
 ) -> SSL.Context:
+    """A context for one certificate.
+
+    A connection that is switched to it keeps the way to treat client certificates with which it began, and verifies
+    them by what is trusted here.
+    """
     context = SSL.Context(SSL.TLS_SERVER_METHOD)
     context.set_min_proto_version(_VERSIONS[minimum_version])
     context.set_options(SSL.OP_NO_COMPRESSION | SSL.OP_NO_RENEGOTIATION)
@@ -246,36 +247,34 @@ def _context(
         context.add_extra_chain_cert(issuer)
     context.use_privatekey(key)
     context.check_privatekey()
-    return context
-
-
-def _ask_for_client_certificate(context: SSL.Context, client_ca: Path | None, *, is_required: bool) -> None:
     if client_ca is not None:
         context.load_verify_locations(str(client_ca))
         context.load_client_ca(bytes(client_ca))
+    return context
+
+
+def _ask_for_client_certificate(context: SSL.Context, *, is_required: bool) -> None:
     # A resumed session is not verified again, and what was found before is not at hand: always a full handshake.
     context.set_options(SSL.OP_NO_TICKET)
     if is_required:
-        context.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT, _note_and_insist)
+        context.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT, _insist)
     else:
         context.set_verify(SSL.VERIFY_PEER, _note)
 
 
-def _note_and_insist(connection: SSL.Connection, certificate: X509, error: int, depth: int, ok: int) -> bool:
-    """Note what verification found of one certificate, and end the handshake if it is not valid."""
+def _insist(connection: SSL.Connection, certificate: X509, error: int, depth: int, ok: int) -> bool:
+    """Note what verification found, and end the handshake if a certificate is not valid."""
     _note(connection, certificate, error, depth, ok)
     return bool(ok)
 
 
 def _note(connection: SSL.Connection, certificate: X509, error: int, depth: int, ok: int) -> bool:
-    """Note what verification found of one certificate of the chain, and go on: depth 0, the client's own, comes last.
+    """Note what verification found, and go on.
 
     Many mail servers show a certificate that nobody here trusts, only because they were asked; they stay welcome.
     """
-    handshake = connection.get_app_data()
-    if not ok:
-        handshake.has_failed = True
-    handshake.is_client_verified = depth == 0 and not handshake.has_failed
+    if isinstance(connection, _Connection):
+        connection.note(depth=depth, is_valid=bool(ok))
     return True
 
 
