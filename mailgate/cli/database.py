@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import select
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from importlib import resources
 from pathlib import Path
@@ -279,6 +279,12 @@ def _left_by_sigterm() -> Iterator[None]:
 
 
 pass_invocation = click.make_pass_decorator(Invocation)
+
+
+def text_array_literal(values: Iterable[str]) -> str:
+    """The values as PostgreSQL writes a text[]: an array of these is what a text[][] of unequal rows would be."""
+    quoted = (value.replace("\\", "\\\\").replace('"', '\\"') for value in values)
+    return "{" + ",".join(f'"{value}"' for value in quoted) + "}"
 
 
 def octets_of(value: memoryview | bytes | None) -> bytes:

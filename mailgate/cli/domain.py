@@ -27,7 +27,7 @@ def _separator_argument(value: str) -> str:
 
     @raises click.BadParameter: it can't be one.
     """
-    if value and (len(value) != 1 or value.isalnum() or not value.isprintable() or value in ' @.,;:<>()[]"\\'):
+    if value and (len(value) != 1 or value.isalnum() or not value.isprintable() or value in ' @%!.,;:<>()[]"\\'):
         raise click.BadParameter(f'{value!r} is not a single character such as "+" or "-", or "" for none')
     return value
 

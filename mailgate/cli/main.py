@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from mailgate.cli import alias, check, domain, inbox, mailbox, record, schema, show
+from mailgate.cli import alias, check, domain, exporting, importing, inbox, mailbox, record, schema, show
 from mailgate.cli.database import Invocation
 
 
@@ -36,6 +36,8 @@ for command in (
     alias.alias,
     inbox.inbox,
     show.show,
+    exporting.export,
+    importing.import_,
     record.sessions,
     record.refusals,
 ):

@@ -192,3 +192,47 @@ FROM (
 ) AS refusal
 ORDER BY refusal.id DESC
 LIMIT %(limit)s;
+
+-- folders_of: the folders of a mailbox and how many messages are in each
+SELECT folder, count(*) FROM delivery WHERE mailbox_id = %(mailbox_id)s GROUP BY folder ORDER BY folder;
+
+-- deliveries_to_export: some messages of a folder in the order of their UIDs, with what does not grow with their size
+SELECT d.uid, d.message_id, d.flags, d.delivered_at, m.reverse_path, m.trace, m.size_octets, m.content IS NULL
+FROM delivery d
+JOIN message m ON m.id = d.message_id
+WHERE d.mailbox_id = %(mailbox_id)s AND d.folder = %(folder)s AND d.uid > %(uid)s
+ORDER BY d.uid
+LIMIT %(limit)s;
+
+-- draw_instance: a number for the middle bits of new ids, and whether a living process has it
+SELECT number, instance_is_alive(number::integer) FROM nextval('instance') AS number;
+
+-- hold_instance: let others see that the number is taken for as long as this connection lives
+SELECT pg_advisory_lock_shared(1836345701, %(instance)s);
+
+-- add_message: a message that was brought by a command and not by a transaction
+INSERT INTO message (id, received_at, reverse_path, header_from, subject, header_message_id, trace, content,
+                     size_octets, sha256)
+VALUES (%(id)s, %(received_at)s, %(reverse_path)s, %(header_from)s, %(subject)s, %(header_message_id)s, '',
+        %(content)s, %(size_octets)s, %(sha256)s);
+
+-- add_piece: a piece of a message's content, before the message itself
+INSERT INTO message_piece (message_id, position, octets) VALUES (%(id)s, %(position)s, %(octets)s);
+
+-- claim_uids: room in a mailbox, and its next UIDs, until this transaction ends; no row where its quota has no room
+UPDATE mailbox_usage u
+SET uid_next = u.uid_next + %(messages)s, messages = u.messages + %(messages)s, octets = u.octets + %(octets)s
+FROM mailbox b
+WHERE u.mailbox_id = %(mailbox_id)s AND b.id = u.mailbox_id
+  AND (%(ignores_quota)s OR b.quota_octets IS NULL OR u.octets + %(octets)s <= b.quota_octets)
+RETURNING u.uid_next - %(messages)s;
+
+-- add_deliveries: put messages into a mailbox, from that UID on, and tell whoever waits for new mail
+WITH added AS (
+    INSERT INTO delivery (mailbox_id, uid, message_id, folder, flags, delivered_at)
+    SELECT %(mailbox_id)s, %(first_uid)s + n.place - 1, n.message_id, n.folder, n.flags::text[], n.delivered_at
+    FROM unnest(%(ids)s::bigint[], %(folders)s::text[], %(flags)s::text[], %(times)s::timestamptz[])
+         WITH ORDINALITY AS n (message_id, folder, flags, delivered_at, place)
+    RETURNING mailbox_id, uid
+)
+SELECT count(pg_notify('newmail', format('{"mailbox":%%s,"uid":%%s}', mailbox_id, uid))) FROM added;
