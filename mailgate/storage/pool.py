@@ -93,8 +93,17 @@ class _Query:
             timer.cancel()
 
 
+class _Cursor(txpostgres.Cursor):  # type: ignore[misc]  # the base class has no types
+    """A cursor of txpostgres that tells a query that the server has cancelled from a Deferred that we have."""
+
+    def _handleCancellation(self, failure: Failure) -> Failure:  # noqa: N802 - txpostgres calls it
+        return failure
+
+
 class _Wire(txpostgres.Connection):  # type: ignore[misc]  # the base class has no types
     """One connection of txpostgres; says when it is lost instead of logging a traceback."""
+
+    cursorFactory = _Cursor  # txpostgres' name
 
     def __init__(
         self, reactor: _Reactor, lost: Callable[[Exception], None], notified: Callable[[str, str], None]
@@ -393,6 +402,10 @@ class Connection:
             self._open(wire)
             if ended is not None:
                 await ended
+            if (
+                self._work.is_stopped
+            ):  # by someone whom `_open` has called: a coroutine can't be cancelled while it runs
+                return
             if self._reactor.seconds() - since >= _STEADY_SECONDS:
                 backoff = FIRST_BACKOFF_SECONDS
                 attempt = 0
