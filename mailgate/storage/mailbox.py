@@ -48,7 +48,7 @@ from mailgate.storage.queries import QUERIES
 from mailgate.storage.records import IncomingMessage, Stored
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 
     from twisted.internet.interfaces import IDelayedCall, IReactorTime
     from twisted.python.failure import Failure
@@ -71,7 +71,15 @@ _MAX_REPEATS = 10_000
 log = Logger()
 
 
-def instance_setup(instance: int) -> Callable[[Execute], object]:
+async def writer_setup(execute: Execute) -> None:
+    """The `setup` of the connections that a MailboxWriter uses."""
+    await literal.settle(execute)
+    # The plans of accept_messages don't depend on what is in a batch. Left to itself, PostgreSQL makes some of them
+    # anew for every batch, and that takes longer than to run them.
+    await execute("SET plan_cache_mode = force_generic_plan; SET jit = off")
+
+
+def instance_setup(instance: int) -> Callable[[Execute], Awaitable[None]]:
     """A `setup` for the Connection by which the other nodes see that this process lives."""
 
     async def hold(execute: Execute) -> None:
@@ -132,7 +140,7 @@ class MailboxWriter:
         max_waiting_messages: int = 10_000,
         max_waiting_octets: int = 256 * 1024 * 1024,
     ) -> None:
-        """Nobody else may use `connection` and those of `big`, whose setup was `literal.settle`.
+        """Nobody else may use `connection` and those of `big`, whose setup is `writer_setup`.
 
         `usage` is called with mailbox id and octets used after each commit. A content of more than `large_octets` is
         large. Beyond `max_waiting_...` a message is refused for now at once.

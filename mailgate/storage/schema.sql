@@ -164,6 +164,20 @@ COMMENT ON COLUMN message_piece.message_id IS 'The message.';
 COMMENT ON COLUMN message_piece.position IS '0, 1, 2 and so on; the content is the pieces in this order.';
 COMMENT ON COLUMN message_piece.octets IS 'The piece.';
 
+-- PostgreSQL's own compression (pglz) would be most of the CPU time of a large message. lz4 is nearly free, but not
+-- every server is built with it.
+DO $$
+BEGIN
+    IF EXISTS (SELECT FROM pg_settings WHERE name = 'default_toast_compression' AND 'lz4' = ANY (enumvals)) THEN
+        ALTER TABLE mailgate.message ALTER COLUMN content SET COMPRESSION lz4;
+        ALTER TABLE mailgate.message_piece ALTER COLUMN octets SET COMPRESSION lz4;
+    ELSE
+        ALTER TABLE mailgate.message ALTER COLUMN content SET STORAGE EXTERNAL;
+        ALTER TABLE mailgate.message_piece ALTER COLUMN octets SET STORAGE EXTERNAL;
+    END IF;
+END
+$$;
+
 CREATE TABLE delivery (
     mailbox_id integer NOT NULL REFERENCES mailbox_usage,
     uid bigint NOT NULL,
