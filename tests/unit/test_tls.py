@@ -97,6 +97,15 @@ def client_context(authority: Authority | None, *, certificate: CertificateFiles
     return context
 
 
+def shake_hands(client: SSL.Connection, server: SSL.Connection) -> None:
+    for _ in range(4):
+        for side, other in ((client, server), (server, client)):
+            with contextlib.suppress(SSL.WantReadError):
+                side.do_handshake()
+            with contextlib.suppress(SSL.WantReadError):
+                other.bio_write(side.bio_read(65_536))
+
+
 # ---------------------------------------------------------------- versions and ciphers
 
 
@@ -167,6 +176,27 @@ def test_there_is_no_compression(authority: Authority) -> None:
     assert Pair(contexts, client_context(authority)).handshake().client.compression() is None
 
 
+def test_there_is_no_renegotiation(authority: Authority) -> None:
+    """RFC 9325 section 3.5: a client could make us work by asking for it again and again."""
+    contexts = TlsContexts.load([authority.issue("mail", names=("mail.example.test",))])
+    client_side = SSL.Context(SSL.TLS_CLIENT_METHOD)
+    client_side.set_max_proto_version(SSL.TLS1_2_VERSION)
+    client, server = SSL.Connection(client_side, None), contexts.connection("none")
+    client.set_connect_state()
+    server.set_accept_state()
+    shake_hands(client, server)
+    client.renegotiate()
+    with contextlib.suppress(SSL.WantReadError):
+        client.do_handshake()
+    server.bio_write(client.bio_read(65_536))
+    with pytest.raises(SSL.WantReadError):
+        server.recv(1)
+    client.bio_write(server.bio_read(65_536))
+    with pytest.raises(SSL.Error) as refused:
+        client.do_handshake()
+    assert "no renegotiation" in reason(refused.value)
+
+
 # ---------------------------------------------------------------- which certificate
 
 
@@ -204,6 +234,15 @@ def test_the_certificate_is_the_one_asked_for(authority: Authority, asked: str |
     assert pair.state().server_name == (None if asked is None else asked.lower())
 
 
+def test_of_two_certificates_with_one_name_the_earlier_serves_it(authority: Authority) -> None:
+    """The order in the configuration decides."""
+    first = authority.issue("first", names=("a.test",))
+    early = authority.issue("early", names=("b.test", "early.test"))
+    late = authority.issue("late", names=("b.test", "late.test"))
+    pair = Pair(TlsContexts.load([first, early, late]), client_context(authority), server_name="b.test").handshake()
+    assert "early.test" in pair.certificate_names()
+
+
 def test_a_name_that_is_not_ascii_counts_as_none(authority: Authority, capsys: pytest.CaptureFixture[str]) -> None:
     """RFC 6066 section 3 has ASCII only; a peer's octets must not raise in a callback."""
     contexts = TlsContexts.load([authority.issue("mail", names=("mail.example.test",))])
@@ -212,12 +251,7 @@ def test_a_name_that_is_not_ascii_counts_as_none(authority: Authority, capsys: p
     client.set_tlsext_host_name(b"m\xffil.example.test")
     server = contexts.factory().serverConnectionForTLS(None)  # type: ignore[arg-type]  # it needs no protocol
     server.set_accept_state()
-    for _ in range(4):
-        for side, other in ((client, server), (server, client)):
-            with contextlib.suppress(SSL.WantReadError):
-                side.do_handshake()
-            with contextlib.suppress(SSL.WantReadError):
-                other.bio_write(side.bio_read(65536))
+    shake_hands(client, server)
     assert describe(server).server_name is None
     assert describe(server).version == "TLSv1.3"
     assert capsys.readouterr().err == ""
@@ -232,12 +266,7 @@ def test_the_chain_is_sent(authority: Authority, tmp_path: Path) -> None:
     client.set_connect_state()
     server = contexts.connection("none")
     server.set_accept_state()
-    for _ in range(4):
-        for side, other in ((client, server), (server, client)):
-            with contextlib.suppress(SSL.WantReadError):
-                side.do_handshake()
-            with contextlib.suppress(SSL.WantReadError):
-                other.bio_write(side.bio_read(65536))
+    shake_hands(client, server)
     assert len(client.get_peer_cert_chain() or []) == 2
 
 
@@ -383,6 +412,24 @@ def test_all_bytes_arrive_in_order_however_they_are_cut(authority: Authority, si
     for start in range(0, len(wire), cut):
         pair._protocol.dataReceived(wire[start : start + cut])
     assert b"".join(pair.received) == content[:size]
+
+
+def test_openssl_never_gets_more_than_it_may_keep(authority: Authority, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A memory BIO never shrinks: what it was given at once stays with an idle session, which may have 50 KiB."""
+    contexts = TlsContexts.load([authority.issue("mail", names=("mail.example.test",))])
+    pair = Pair(contexts, client_context(authority)).handshake()
+    given: list[int] = []
+    stock = SSL.Connection.bio_write
+
+    def bio_write(connection: SSL.Connection, buf: bytes) -> int:
+        given.append(len(buf))
+        return stock(connection, buf)
+
+    monkeypatch.setattr(SSL.Connection, "bio_write", bio_write)
+    pair.client.write(bytes(1_000_000))
+    pair.move()
+    assert sum(given) > 1_000_000
+    assert max(given) <= 8192
 
 
 def test_a_handshake_may_come_with_what_follows_it(authority: Authority) -> None:
