@@ -5,10 +5,14 @@ from __future__ import annotations
 import click
 
 from mailgate.cli.address import address_argument, domain_argument, readable, readable_address, target_argument
-from mailgate.cli.database import Failure, Invocation, pass_invocation
+from mailgate.cli.database import Database, Failure, Invocation, Row, pass_invocation
 from mailgate.cli.domain import id_of_domain
-from mailgate.cli.output import Column, Table, count, print_json
+from mailgate.cli.output import Column, Table, count, print_json, print_note
 from mailgate.envelope import Address
+
+
+def _targets(database: Database, address: Address) -> list[Row]:
+    return database.rows("find_alias", domain=address.domain, local_part=address.local)
 
 
 @click.group()
@@ -30,6 +34,10 @@ def add(invocation: Invocation, address: Address, targets: tuple[Address, ...]) 
             added += database.run("add_alias_target", domain_id=domain_id, local_part=address.local, target=str(target))
         if not added:
             raise Failure(f"{shown} leads there already")
+        mailbox = database.row("find_mailbox", domain=address.domain, local_part=address.local)
+        all_targets = [target.lower() for (target,) in _targets(database, address)]
+    if mailbox is not None and str(address).lower() not in all_targets:
+        print_note(f"{shown} is a mailbox too, and gets no mail any more; add {shown} as a target to keep a copy there")
     click.echo(f"added {shown} with {count(added, 'target')}")
 
 

@@ -45,10 +45,6 @@ class Failure(click.ClickException):
             print_note(line)
 
 
-class StillReferenced(Exception):
-    """What was to be removed is still needed by other rows."""
-
-
 def _load_queries() -> dict[str, str]:
     text = resources.files("mailgate.cli").joinpath("queries.sql").read_text("utf-8")
     return {name: sql.strip() for name, sql in _QUERY.findall(text)}
@@ -155,8 +151,6 @@ class Database:
 def _errors_for_people() -> Iterator[None]:
     try:
         yield
-    except (psycopg2.errors.ForeignKeyViolation, psycopg2.errors.RestrictViolation) as error:
-        raise StillReferenced(_first_line(error)) from error
     except psycopg2.Error as error:
         raise Failure(f"the database: {_first_line(error)}") from error
 

@@ -9,7 +9,7 @@ import click
 from mailgate.cli.address import address_argument, domain_argument, readable, readable_address
 from mailgate.cli.database import Database, Failure, Invocation, pass_invocation
 from mailgate.cli.domain import id_of_domain
-from mailgate.cli.output import Column, Table, count, print_json, size
+from mailgate.cli.output import Column, Table, count, print_json, print_note, size
 from mailgate.cli.quantity import size_argument
 from mailgate.envelope import Address
 
@@ -36,14 +36,16 @@ def mailbox_at(database: Database, address: Address) -> Mailbox:
     if found is not None:
         return Mailbox(found[0], shown, *found[1:])
     id_of_domain(database, address.domain)
-    targets = [readable_address(target) for (target,) in _targets(database, address)]
+    targets = _targets(database, address)
     if targets:
         raise Failure(f"{shown} is no mailbox but an alias of {', '.join(targets)}")
     raise Failure(f"there is no mailbox {shown}; `mailgate mailbox list` shows those there are")
 
 
-def _targets(database: Database, address: Address) -> list[tuple[str]]:
-    return [(target,) for (target,) in database.rows("find_alias", domain=address.domain, local_part=address.local)]
+def _targets(database: Database, address: Address) -> list[str]:
+    """Where an alias of that address leads, apart from itself; nothing where there is none."""
+    rows = database.rows("find_alias", domain=address.domain, local_part=address.local)
+    return [readable_address(target) for (target,) in rows if target.lower() != str(address).lower()]
 
 
 @click.group()
@@ -70,6 +72,9 @@ def add(invocation: Invocation, address: Address, quota_octets: int | None) -> N
             is_enabled=None,
         ):
             raise Failure(f"{shown} is there already")
+        targets = _targets(database, address)
+    if targets:
+        print_note(f"{shown} is an alias too, of {', '.join(targets)}: that is where its mail goes")
     click.echo(f"added {shown}")
 
 
@@ -153,7 +158,8 @@ def remove(invocation: Invocation, address: Address, with_mail: bool) -> None:
     """Remove the mailbox of ADDRESS."""
     with invocation.database() as database, database.transaction():
         found = mailbox_at(database, address)
-        ((messages,),) = database.rows("lock_mailbox", mailbox_id=found.id)
+        database.rows("lock_mailbox", mailbox_id=found.id)
+        ((messages,),) = database.rows("count_deliveries", mailbox_id=found.id)
         if messages and not with_mail:
             raise Failure(
                 f"{found.address} holds {count(messages, 'message')}: export them with `mailgate export`, or remove"
@@ -161,4 +167,7 @@ def remove(invocation: Invocation, address: Address, with_mail: bool) -> None:
             )
         database.run("remove_deliveries", mailbox_id=found.id)
         database.run("remove_mailbox", mailbox_id=found.id)
+        aliases = [readable(*row) for row in database.rows("aliases_to", target=str(address))]
     click.echo(f"removed {found.address}" + (f" and {count(messages, 'message')}" if messages else ""))
+    if aliases:
+        print_note(f"still leading there: {', '.join(aliases)}; see `mailgate alias remove`")

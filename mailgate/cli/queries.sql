@@ -65,7 +65,10 @@ SET quota_octets = CASE WHEN %(changes_quota)s THEN %(quota_octets)s ELSE quota_
 WHERE id = %(mailbox_id)s;
 
 -- lock_mailbox: nothing is delivered to it until this transaction ends
-SELECT messages, octets, uid_next FROM mailbox_usage WHERE mailbox_id = %(mailbox_id)s FOR UPDATE;
+SELECT 1 FROM mailbox_usage WHERE mailbox_id = %(mailbox_id)s FOR UPDATE;
+
+-- count_deliveries: how many messages a mailbox holds
+SELECT count(*) FROM delivery WHERE mailbox_id = %(mailbox_id)s;
 
 -- remove_deliveries: all mail of a mailbox, and the messages that nobody else has and that wait for no sending
 WITH removed AS (
@@ -94,6 +97,13 @@ FROM alias a
 JOIN domain d ON d.id = a.domain_id
 WHERE d.name = %(domain)s AND a.local_part = %(local_part)s
 ORDER BY a.target;
+
+-- aliases_to: the aliases that lead to an address
+SELECT a.local_part, d.name
+FROM alias a
+JOIN domain d ON d.id = a.domain_id
+WHERE lower(a.target) = lower(%(target)s)
+ORDER BY d.name, a.local_part;
 
 -- add_alias_target: one more target, unless it is there
 INSERT INTO alias (domain_id, local_part, target)
