@@ -1,0 +1,290 @@
+"""`python -m benchmarks` (`make bench`) measures everything; `python -m benchmarks profile` looks inside the gate."""
+
+from __future__ import annotations
+
+import contextlib
+import fnmatch
+import json
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import memory, profiling, throughput
+from benchmarks.gate import Gate
+from benchmarks.machine import description, make_certificate
+from benchmarks.postfix import Postfix
+from benchmarks.report import CASE_COLUMNS, CaseResult, Results, case_rows, goals, markdown
+from benchmarks.server import LeftOut, ServerFailed
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from benchmarks.server import Server
+
+_IDLE_PLAIN, _IDLE_TLS = 2000, 500
+_MEMORY_TOPICS = ("memory-idle-plain", "memory-idle-tls", "memory-big-1", "memory-big-1000")
+
+console = Console(width=150 if not sys.stdout.isatty() else None, highlight=False)
+
+
+@dataclass(frozen=True, slots=True)
+class _Extent:
+    """How long to measure."""
+
+    our_seconds: float  # of load for mailgate, about
+    reference_seconds: float  # of load for the reference at most, about
+    latency_seconds: float
+    rounds: int  # of cases with a goal; others have one
+    total_seconds: float  # no case begins after that
+
+
+_FULL = _Extent(2.0, 7.0, 1.0, 3, 480.0)
+_QUICK = _Extent(1.0, 4.0, 0.6, 1, 75.0)
+_QUICK_CASES = ("4KB-20-one-plain", "4KB-200-one-plain", "4KB-20-many-plain", "100KB-20-one-plain", "4KB-20-many-tls")
+
+
+@click.group(invoke_without_command=True)
+@click.option("--quick", is_flag=True, help="The cases with a goal and a few more, once: about a minute and a half.")
+@click.option("--only", multiple=True, metavar="NAME", help="Only what matches (4KB-20-*, memory-*); may be repeated.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Write the results there.")
+@click.option(
+    "--markdown", "markdown_file", type=click.Path(path_type=Path, dir_okay=False), help="The same for people."
+)
+@click.option("--list", "is_listed", is_flag=True, help="Say what there is to measure.")
+@click.option("--rounds", type=click.IntRange(1), help="Rounds of each case: ours, Postfix, ours, Postfix.")
+@click.option("--load", type=click.Choice(["auto", "smtp-source", "own"]), default="auto", help="What loads.")
+@click.option("--no-postfix", is_flag=True, help="Leave the reference out.")
+@click.option(
+    "--folder",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    help="Where both servers keep their files: on the disk to measure.  [default: the system's temporary folder]",
+)
+@click.pass_context
+def main(
+    context: click.Context,
+    quick: bool,
+    only: tuple[str, ...],
+    json_file: Path | None,
+    markdown_file: Path | None,
+    is_listed: bool,
+    rounds: int | None,
+    load: str,
+    no_postfix: bool,
+    folder: Path | None,
+) -> None:
+    """Measure mailgate, with Postfix beside it where it is installed. Nothing is asserted."""
+    context.obj = folder
+    if context.invoked_subcommand is not None:
+        return
+    wanted = _wanted(only, is_quick=quick)
+    if is_listed:
+        for name in wanted:
+            click.echo(name)
+        return
+    if not wanted:
+        raise click.UsageError("nothing matches --only; see --list")
+    _end_on_sigterm()
+    with _folder(folder) as place:
+        results = Results(description(place))
+        console.print(", ".join(f"{key} {value}" for key, value in results.machine.items()))
+        try:
+            _run(place, wanted, results, _QUICK if quick else _FULL, rounds, load, has_reference=not no_postfix)
+        except ServerFailed as why:
+            raise click.ClickException(str(why)) from why
+        finally:
+            _say(results)
+            if json_file is not None:
+                json_file.write_text(json.dumps(results.as_json(), indent=1) + "\n")
+            if markdown_file is not None:
+                markdown_file.write_text(markdown(results))
+
+
+@main.command("profile")
+@click.option("--case", "case_name", default="4KB-20-one-plain", show_default=True, help="The load; see --list.")
+@click.option("--seconds", type=click.IntRange(1, 300), default=10, show_default=True)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=Path("profile.speedscope.json"),
+    show_default=True,
+    help="For https://www.speedscope.app.",
+)
+@click.option("--top", type=click.IntRange(1), default=40, show_default=True, help="How many functions to print.")
+@click.pass_obj
+def profile_command(folder: Path | None, case_name: str, seconds: int, output: Path, top: int) -> None:
+    """Sample the gate with py-spy under load, and say which functions take the time."""
+    by_name = {case.name: case for case in throughput.cases()}
+    if case_name not in by_name:
+        raise click.UsageError(f"no such case: {case_name}")
+    case = by_name[case_name]
+    _end_on_sigterm()
+    memory.raise_open_files(8192)
+    with _folder(folder) as place:
+        certificate, key = make_certificate(place, "mx.bench.test")
+        with Gate(place / "gate", certificate, key) as gate:
+            rate = throughput.measure(gate, case, 500, "own").stored_per_second
+            try:
+                found = profiling.profile(gate, case, seconds, rate, output)
+            except (LeftOut, ServerFailed) as error:
+                raise click.ClickException(str(error)) from error
+    console.print(
+        f"{found.messages} messages, {found.cpu_us:.0f} us of the gate's CPU each, "
+        f"idle {found.idle_share:.0%}; {output}"
+    )
+    for title, entries in (("in itself", found.own_us), ("with what it calls", found.total_us)):
+        table = Table("us a message", "function", title=title, title_justify="left", box=None)
+        for name, microseconds in entries[:top]:
+            table.add_row(f"{microseconds:.1f}", name)
+        console.print(table)
+
+
+def _wanted(only: tuple[str, ...], *, is_quick: bool) -> list[str]:
+    names = [*(case.name for case in throughput.cases()), *_MEMORY_TOPICS]
+    if only:
+        return [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in only)]
+    return [name for name in names if name in _QUICK_CASES or name in _MEMORY_TOPICS] if is_quick else names
+
+
+def _run(
+    place: Path,
+    wanted: list[str],
+    results: Results,
+    extent: _Extent,
+    rounds: int | None,
+    load: str,
+    *,
+    has_reference: bool,
+) -> None:
+    deadline = time.monotonic() + extent.total_seconds
+    files = memory.raise_open_files(8192)
+    certificate, key = make_certificate(place, "mx.bench.test")
+    if shutil.which("smtp-source") is None and load != "own":
+        results.left_out.append("smtp-source (not installed): our own loader loads")
+        load = "own"
+    if any(name in _MEMORY_TOPICS for name in wanted):
+        _measure_memory(place, wanted, results, certificate, key, files)
+    cases = [case for case in throughput.cases() if case.name in wanted]
+    if not cases:
+        return
+    with contextlib.ExitStack() as servers:
+        gate = servers.enter_context(Gate(place / "gate", certificate, key))
+        reference: Postfix | None = None
+        if has_reference:
+            try:
+                reference = servers.enter_context(Postfix(place / "postfix", certificate, key))
+            except (LeftOut, ServerFailed) as why:
+                results.left_out.append(f"Postfix ({why})")
+        console.print(_table_of([CASE_COLUMNS]))
+        for case in cases:
+            if time.monotonic() > deadline:
+                results.left_out.append(f"{case.name} (no time left)")
+                continue
+            result = CaseResult(case)
+            results.cases.append(result)
+            try:
+                _measure_case(gate, reference, result, extent, rounds or (extent.rounds if case.is_target else 1), load)
+            except ServerFailed as why:
+                results.left_out.append(f"{case.name} ({why})")
+            console.print(_table_of(case_rows(result)))
+
+
+def _measure_case(
+    gate: Server, reference: Server | None, result: CaseResult, extent: _Extent, rounds: int, load: str
+) -> None:
+    case = result.case
+    program = throughput.load_program(case, load)
+    trial = 100 + case.sessions
+    our_rate = throughput.measure(gate, case, trial, program).stored_per_second
+    messages = our_rate * extent.our_seconds
+    reference_rate = our_rate
+    if reference is not None:
+        reference_rate = throughput.measure(reference, case, trial, program).stored_per_second
+        messages = min(messages, reference_rate * extent.reference_seconds)
+    work = max(int(messages), trial)
+    for _ in range(rounds):
+        result.ours.append(throughput.measure(gate, case, work, program))
+        if reference is not None:
+            result.reference.append(throughput.measure(reference, case, work, program))
+    result.our_latency = throughput.measure_latency(gate, case, max(int(our_rate * extent.latency_seconds), trial))
+    if reference is not None:
+        sample = max(int(reference_rate * extent.latency_seconds), trial)
+        result.reference_latency = throughput.measure_latency(reference, case, sample)
+
+
+def _measure_memory(place: Path, wanted: list[str], results: Results, certificate: Path, key: Path, files: int) -> None:
+    """On a gate that has done nothing else; big messages on another one, whose base is small."""
+    idle = [(_IDLE_PLAIN, False, "memory-idle-plain"), (_IDLE_TLS, True, "memory-idle-tls")]
+    for count, is_tls, name in idle:
+        if name not in wanted:
+            continue
+        possible = min(count, (files - 500) * 10 // 11)
+        try:
+            with Gate(place / name, certificate, key) as gate:
+                found = memory.idle_sessions(gate, possible, is_tls=is_tls)
+        except ServerFailed as why:
+            results.left_out.append(f"{name} ({why})")
+            continue
+        results.idle.append(found)
+        console.print(f"{found.sessions} idle {found.kind} sessions: {found.kib_each:.1f} KiB each")
+    for recipients, name in ((1, "memory-big-1"), (1000, "memory-big-1000")):
+        if name not in wanted:
+            continue
+        try:
+            with Gate(place / name, certificate, key) as gate:
+                big = memory.big_message(gate, recipients)
+        except ServerFailed as why:
+            results.left_out.append(f"{name} ({why})")
+            continue
+        results.big.append(big)
+        console.print(
+            f"{big.size_mib:.0f} MiB for {recipients}: {big.base_rss_mib:.0f} MiB before, "
+            f"{big.peak_rss_mib:.0f} at most, {big.times_size:.2f} times its size, {big.seconds:.2f} s"
+        )
+
+
+def _say(results: Results) -> None:
+    for what in results.left_out:
+        console.print(f"left out: {what}", markup=False)
+    if found := goals(results):
+        table = Table("aim", "", "found", "met", box=None)
+        for one in found:
+            table.add_row(one.what, one.aim, one.found, "yes" if one.is_met else "no")
+        console.print(table)
+
+
+def _table_of(rows: list[tuple[str, ...]]) -> str:
+    widths = (19, 9, 12, 9, 7, 6, 9, 8, 8, 12, 6)
+    return "\n".join("".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+
+
+@contextlib.contextmanager
+def _folder(parent: Path | None) -> Generator[Path]:
+    """A folder for the run, which the users that PostgreSQL and Postfix run as may search; removed at the end."""
+    place = Path(tempfile.mkdtemp(prefix="mailgate-bench-", dir=parent))
+    place.chmod(0o755)
+    try:
+        yield place
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _end_on_sigterm() -> None:
+    """Make SIGTERM unwind like Ctrl-C, so that all that was started is stopped."""
+
+    def interrupt(_number: int, _frame: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+
+
+if __name__ == "__main__":
+    main(prog_name="python -m benchmarks")

@@ -1,0 +1,86 @@
+"""Where the gate's time goes: py-spy samples it under load."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from benchmarks.server import LeftOut, ServerFailed
+from benchmarks.throughput import Case, run_loader
+
+if TYPE_CHECKING:
+    from benchmarks.gate import Gate
+
+_SAMPLES_PER_SECOND = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """How the gate spent its time, a message."""
+
+    messages: int
+    cpu_us: float  # a message, by the process's own account, the sampler's brake included
+    idle_share: float  # of the samples
+    own_us: list[tuple[str, float]]  # function, microseconds a message in itself, most first
+    total_us: list[tuple[str, float]]  # the same, what it calls included
+
+
+def profile(gate: Gate, case: Case, seconds: int, messages_per_second: float, file: Path) -> Profile:
+    """Sample the gate for that time under load; `file` is for https://www.speedscope.app.
+
+    @raises LeftOut: py-spy is not installed.
+    """
+    beside = Path(sys.executable).with_name("py-spy")
+    py_spy = str(beside) if beside.exists() else shutil.which("py-spy")
+    if py_spy is None:
+        raise LeftOut("py-spy is not installed (pip install py-spy)")
+    command = [
+        *(py_spy, "record", "--pid", str(gate.pid), "--duration", str(seconds), "--rate", str(_SAMPLES_PER_SECOND)),
+        *("--format", "speedscope", "--output", str(file)),
+    ]
+    messages = int(messages_per_second * (seconds + 1))
+    before = gate.cpu()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as sampler:
+        try:
+            load = run_loader(gate, case, messages)
+            said, _ = sampler.communicate(timeout=seconds + 30)
+        finally:
+            sampler.kill()
+    if sampler.returncode != 0:
+        raise ServerFailed(f"py-spy failed: {said[-500:]}")
+    cpu_us = (gate.cpu().server - before.server) * 1e6 / load.accepted
+    own, total, samples = _sums(json.loads(file.read_text()))
+    if samples == 0:
+        raise ServerFailed("py-spy saw nothing")
+    scale = cpu_us / samples
+    return Profile(
+        messages=load.accepted,
+        cpu_us=cpu_us,
+        idle_share=max(0.0, 1 - samples / (seconds * _SAMPLES_PER_SECOND)),
+        own_us=[(name, count * scale) for name, count in own.most_common()],
+        total_us=[(name, count * scale) for name, count in total.most_common()],
+    )
+
+
+def _sums(speedscope: dict[str, object]) -> tuple[Counter[str], Counter[str], int]:
+    """Samples a function in itself and with what it calls, and all samples."""
+    frames = [
+        f"{frame['name']} ({'/'.join(Path(frame['file']).parts[-2:])})"
+        for frame in speedscope["shared"]["frames"]  # type: ignore[index]  # JSON of speedscope's schema
+    ]
+    own: Counter[str] = Counter()
+    total: Counter[str] = Counter()
+    samples = 0
+    for one in speedscope["profiles"]:  # type: ignore[attr-defined]  # as above
+        for stack in one["samples"]:
+            if stack:
+                samples += 1
+                own[frames[stack[-1]]] += 1
+                total.update({frames[index] for index in stack})
+    return own, total, samples

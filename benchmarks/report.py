@@ -1,0 +1,166 @@
+"""The results as tables for people, as Markdown to keep, and as JSON for programs."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from benchmarks.memory import BigMessage, IdleSessions
+    from benchmarks.throughput import Case, Figures, Latency
+
+
+@dataclass(slots=True)
+class CaseResult:
+    """All rounds of one case; the reference's lists are empty where it is left out."""
+
+    case: Case
+    ours: list[Figures] = field(default_factory=list)
+    reference: list[Figures] = field(default_factory=list)
+    our_latency: Latency | None = None
+    reference_latency: Latency | None = None
+
+    @property
+    def ratio(self) -> float | None:
+        """Our stored messages a second to the reference's: the median over the rounds."""
+        pairs = zip(self.ours, self.reference, strict=False)
+        ratios = [ours.stored_per_second / theirs.stored_per_second for ours, theirs in pairs]
+        return statistics.median(ratios) if ratios else None
+
+
+@dataclass(slots=True)
+class Results:
+    """Everything that a run found."""
+
+    machine: dict[str, str]
+    cases: list[CaseResult] = field(default_factory=list)
+    idle: list[IdleSessions] = field(default_factory=list)
+    big: list[BigMessage] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+
+    def as_json(self) -> dict[str, object]:
+        """Plain values, names and derived figures included."""
+        return {
+            "machine": self.machine,
+            "cases": [{"name": one.case.name, "ratio": one.ratio, **asdict(one)} for one in self.cases],
+            "idle": [asdict(one) for one in self.idle],
+            "big": [{"times_size": one.times_size, **asdict(one)} for one in self.big],
+            "left_out": self.left_out,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """A figure that was aimed at, and what came out."""
+
+    what: str
+    aim: str
+    found: str
+    is_met: bool
+
+
+CASE_COLUMNS = (
+    "case",
+    "server",
+    "load",
+    "stored/s",
+    "CPU ms",
+    "+ db",
+    "peak MiB",
+    "p50 ms",
+    "p99 ms",
+    "stall ms",
+    "ratio",
+)
+
+
+def case_rows(result: CaseResult) -> list[tuple[str, ...]]:
+    """A row a server: medians over the rounds."""
+    rows: list[tuple[str, ...]] = []
+    for figures, latency, ratio in (
+        (result.ours, result.our_latency, result.ratio),
+        (result.reference, result.reference_latency, None),
+    ):
+        if not figures:
+            continue
+        waits = ("", "") if latency is None else (f"{latency.p50_ms:.1f}", f"{latency.p99_ms:.1f}")
+        stall = "" if latency is None else f"{latency.stall_ms:.0f} ({latency.control_ms:.0f})"
+        rows.append(
+            (
+                result.case.name,
+                figures[0].server,
+                figures[0].load,
+                f"{_median(figures, 'stored_per_second'):.0f}",
+                f"{_median(figures, 'server_cpu_ms'):.2f}",
+                f"{_median(figures, 'database_cpu_ms'):.2f}",
+                f"{max(one.peak_rss_mib for one in figures):.0f}" if figures[0].server == "mailgate" else "",
+                *waits,
+                stall,
+                "" if ratio is None else f"{ratio:.2f}",
+            )
+        )
+    return rows
+
+
+def goals(results: Results) -> list[Goal]:
+    """What was aimed at, for all that this run measured."""
+    found: list[Goal] = []
+    by_name = {one.case.name: one for one in results.cases if one.ours}
+    for name, aim in (
+        ("4KB-20-one-plain", 4.0),
+        ("4KB-200-one-plain", 6.0),
+        ("4KB-20-many-plain", 5.0),
+        ("100KB-20-one-plain", 2.0),
+    ):
+        if name in by_name and (ratio := by_name[name].ratio) is not None:
+            found.append(Goal(f"stored/s to Postfix's, {name}", f">= {aim:g}", f"{ratio:.2f}", ratio >= aim))
+    if "4KB-20-one-plain" in by_name:
+        ours = by_name["4KB-20-one-plain"].ours
+        cpu = statistics.median(one.server_cpu_ms + one.database_cpu_ms for one in ours)
+        found.append(Goal("CPU ms a message, gate and database, 4KB-20-one-plain", "<= 0.8", f"{cpu:.2f}", cpu <= 0.8))
+    for idle in results.idle:
+        aim = 10 if idle.kind == "plain" else 50
+        found.append(
+            Goal(f"KiB an idle {idle.kind} session", f"<= {aim}", f"{idle.kib_each:.1f}", idle.kib_each <= aim)
+        )
+    for big in results.big:
+        what = f"RSS over base, in sizes of one message of {big.size_mib:.0f} MiB for {big.recipients}"
+        found.append(Goal(what, "<= 2", f"{big.times_size:.2f}", big.times_size <= 2))
+    stalls = [one.our_latency for one in results.cases if one.our_latency is not None]
+    if stalls:
+        worst = max(stalls, key=lambda one: one.stall_ms)
+        said = f"{worst.stall_ms:.0f} (an echo meanwhile: {worst.control_ms:.0f})"
+        found.append(Goal("longest wait of a NOOP, ms", "<= 100", said, worst.stall_ms <= 100))
+    return found
+
+
+def markdown(results: Results) -> str:
+    """The whole result as a page."""
+    lines = ["# A run", "", "On: " + ", ".join(f"{key} {value}" for key, value in results.machine.items()) + ".", ""]
+    if found := goals(results):
+        lines += _markdown_table(
+            ("aim", "", "found", "met"), [(one.what, one.aim, one.found, _yes(one.is_met)) for one in found]
+        )
+    rows = [row for one in results.cases for row in case_rows(one)]
+    if rows:
+        lines += _markdown_table(CASE_COLUMNS, rows)
+    lines += [f"Left out: {what}." for what in results.left_out]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _markdown_table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
+    return [
+        "| " + " | ".join(header) + " |",
+        "|" + "---|" * len(header),
+        *("| " + " | ".join(row) + " |" for row in rows),
+        "",
+    ]
+
+
+def _median(figures: list[Figures], name: str) -> float:
+    return float(statistics.median(getattr(one, name) for one in figures))
+
+
+def _yes(is_met: bool) -> str:
+    return "yes" if is_met else "no"
