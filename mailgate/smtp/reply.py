@@ -44,7 +44,7 @@ class Reply:
         """The reply as one line, for logs and the database: "550 5.1.1 No such mailbox here [1m9x2k7q0vb3d]"."""
         start = f"{self.code} {self.enhanced} " if self.enhanced else f"{self.code} "
         end = f" [{reference}]" if reference and self.code >= 400 else ""
-        return start + " ".join(self.lines) + end
+        return start + " ".join(map(_printable, self.lines)) + end
 
 
 class ProtocolError(Exception):
@@ -77,14 +77,18 @@ def _render(code: int, enhanced: str, lines: tuple[str, ...]) -> bytes:
 
 def _printable_lines(lines: tuple[str, ...], width: int) -> list[str]:
     printable: list[str] = []
-    for line in lines:
-        if not (line.isascii() and line.isprintable()):
-            line = _UNPRINTABLE.sub("?", line.encode("ascii", "backslashreplace").decode("ascii"))
+    for line in map(_printable, lines):
         if len(line) <= width:
             printable.append(line)
         else:
             printable += wrap(line, width, break_on_hyphens=False) or [""]
     return printable
+
+
+def _printable(line: str) -> str:
+    if line.isascii() and line.isprintable():
+        return line
+    return _UNPRINTABLE.sub("?", line.encode("ascii", "backslashreplace").decode("ascii"))
 
 
 _UNPRINTABLE = re.compile(r"[^ -~]")

@@ -96,6 +96,8 @@ NO_MAILBOXES = [
     "a@ex_ample.test",
     "a@example.test(comment)",
     "a(comment)@example.test",
+    "a(b@example.test",
+    "a)b@example.test",
     ".a@example.test",
     "a.@example.test",
     "a..b@example.test",
@@ -278,7 +280,8 @@ def test_domains_that_mean_the_same_have_one_key(domain: str, key: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "domain", ["", ".", "a..b", "a b", "a_b.test", "[", "[]", "[a]", "☃☃.\u202e", "a" * 64, "a." * 200]
+    "domain",
+    ["", ".", "a..b", "a b", "a_b.test", "[", "[]", "[a]", "[IPv6:fe80::1%eth0]", "☃☃.\u202e", "a" * 64, "a." * 200],
 )
 def test_what_is_no_domain_has_no_key(domain: str) -> None:
     with pytest.raises(GrammarError):
@@ -314,6 +317,8 @@ def test_any_text_has_a_domain_key_or_a_grammar_error(text: str) -> None:
         ("A\u0308", "ä"),
         ("STRASSE", "strasse"),
         ("Straße", "strasse"),
+        ("\u1fb2", "\u1f70\u03b9"),
+        ("\u1fb3\u0300", "\u1f70\u03b9"),
     ],
 )
 def test_local_parts_are_compared_without_case_and_composed_alike(local: str, key: str) -> None:

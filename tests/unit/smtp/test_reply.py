@@ -46,6 +46,7 @@ def test_a_reply_is_written_as_the_rfc_says(made: Reply, reference: str, wire: b
 def test_nothing_in_a_line_can_end_it(line: str, wire: bytes) -> None:
     """A policy may quote what came from elsewhere; that must not become a second reply."""
     assert reply(550, "5.0.0", line).encode() == wire
+    assert reply(550, "5.0.0", line).text().encode() + b"\r\n" == wire
 
 
 def test_a_long_line_is_wrapped_between_words() -> None:
@@ -57,6 +58,16 @@ def test_a_long_line_is_wrapped_between_words() -> None:
     assert all(line.startswith(b"550-5.7.1 word") and line.endswith(b"word") for line in lines[:-1])
     assert lines[-1].endswith(b"[1m9x2k7q0vb3d]")
     assert b" ".join(line[10:] for line in lines).split() == [b"word"] * 300 + [b"[1m9x2k7q0vb3d]"]
+
+
+def test_a_line_of_512_octets_is_whole_and_one_of_513_is_not() -> None:
+    longest = "x" * (MAX_LINE_OCTETS - len("550 5.7.1 \r\n"))
+    assert reply(550, "5.7.1", longest).encode() == b"550 5.7.1 " + longest.encode() + b"\r\n"
+    assert reply(550, "5.7.1", longest + "x").encode() == b"550-5.7.1 " + longest.encode() + b"\r\n550 5.7.1 x\r\n"
+
+
+def test_a_long_line_of_blanks_is_an_empty_line() -> None:
+    assert reply(250, "2.0.0", " " * 600).encode() == b"250 2.0.0 \r\n"
 
 
 @given(REPLIES, st.sampled_from(["", "1m9x2k7q0vb3d"]))
