@@ -22,7 +22,7 @@ from mailgate.storage.records import Disposition
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    from mailgate.policy.stage import RecipientView, SessionView, TransactionView
+    from mailgate.policy.stage import SessionView, TransactionView
     from mailgate.storage.records import IncomingMessage
 
 FIELD_CHARS = 300  # of From, Subject and Message-ID, for people
@@ -65,10 +65,8 @@ def accept_statement(
     transactions = [message.transaction for message in messages]
     contents = [message.content for message in messages]
     headers = [content.header() for content in contents]
-    recipients = _Recipients()
     deliveries = _Deliveries()
     for message in messages:
-        recipients.add(message.transaction)
         deliveries.add(message)
     values = {
         "instance": str(instance),
@@ -90,7 +88,7 @@ def accept_statement(
         "size_octets": literal.number_array([content.size_octets for content in contents]),
         "sha256": literal.short_octets_array([content.sha256 for content in contents]),
         **transaction_columns(sessions, transactions),
-        **recipients.columns(),
+        **recipient_columns(transactions),
         **deliveries.columns(),
     }
     octets = {name.encode("ascii"): literal.encoded(value) for name, value in values.items()}
@@ -106,7 +104,7 @@ def transaction_columns(sessions: Sequence[SessionView], transactions: Sequence[
     return {
         "id": literal.number_array([transaction.id for transaction in transactions]),
         "listener": literal.text_array([session.listener for session in sessions]),
-        "client_address": literal.text_array([session.client_address for session in sessions]),
+        "client_address": client_addresses(sessions),
         "helo": literal.text_array([session.helo for session in sessions]),
         "protocol": literal.text_array(
             [
@@ -124,48 +122,36 @@ def transaction_columns(sessions: Sequence[SessionView], transactions: Sequence[
     }
 
 
-class _Recipients:
-    """Every RCPT of some transactions."""
-
-    __slots__ = ("positions", "transaction_ids", "views")
-
-    def __init__(self) -> None:
-        self.transaction_ids: list[int] = []
-        self.positions: list[int] = []
-        self.views: list[RecipientView] = []
-
-    def add(self, transaction: TransactionView) -> None:
-        views = transaction.recipients
-        self.transaction_ids += [transaction.id] * len(views)
-        self.positions += range(len(views))
-        self.views += views
-
-    def columns(self) -> dict[str, str]:
-        parameters = [view.forward_path.parameters for view in self.views]
-        return {
-            "recipient_transaction_id": literal.number_array(self.transaction_ids),
-            "recipient_position": literal.number_array(self.positions),
-            "recipient_forward_path": literal.text_array([str(view.forward_path) for view in self.views]),
-            "recipient_is_accepted": literal.number_array([view.accepted for view in self.views]),
-            "recipient_reply": literal.text_array(
-                [
-                    view.reply.text() if view.accepted else view.reply.text(encode_id(identifier))
-                    for view, identifier in zip(self.views, self.transaction_ids, strict=True)
-                ]
-            ),
-            "recipient_notify": literal.text_array(
-                [None if given.notify is None else "{" + ",".join(sorted(given.notify)) + "}" for given in parameters]
-            ),
-            "recipient_orcpt": literal.text_array([given.orcpt for given in parameters]),
-        }
-
-
 def recipient_columns(transactions: Sequence[TransactionView]) -> dict[str, str]:
     """Every RCPT of these transactions, refused ones included: arrays by the names of columns."""
-    recipients = _Recipients()
-    for transaction in transactions:
-        recipients.add(transaction)
-    return recipients.columns()
+    rows = [
+        (transaction.id, position, recipient)
+        for transaction in transactions
+        for position, recipient in enumerate(transaction.recipients)
+    ]
+    paths = [recipient.forward_path for _, _, recipient in rows]
+    notify = [path.parameters.notify for path in paths]
+    return {
+        "recipient_transaction_id": literal.number_array([identifier for identifier, _, _ in rows]),
+        "recipient_position": literal.number_array([position for _, position, _ in rows]),
+        "recipient_forward_path": literal.text_array([str(path) for path in paths]),
+        "recipient_is_accepted": literal.number_array([recipient.accepted for _, _, recipient in rows]),
+        "recipient_reply": literal.text_array(
+            [
+                recipient.reply.text("" if recipient.accepted else encode_id(identifier))
+                for identifier, _, recipient in rows
+            ]
+        ),
+        "recipient_notify": literal.text_array(
+            [None if words is None else "{" + ",".join(sorted(words)) + "}" for words in notify]
+        ),
+        "recipient_orcpt": literal.text_array([path.parameters.orcpt for path in paths]),
+    }
+
+
+def client_addresses(sessions: Sequence[SessionView]) -> str:
+    """The clients' addresses, without the zones of link-local ones, which inet doesn't take."""
+    return literal.text_array([session.client_address.partition("%")[0] for session in sessions])
 
 
 class _Deliveries:

@@ -10,7 +10,7 @@ import re
 from importlib import resources
 
 _STATEMENT = re.compile(r"^-- (\w+): [^\n]*\n(.*?)(?=^-- \w+: |\Z)", re.MULTILINE | re.DOTALL)
-_COMMENT = re.compile(r"^ *-- .*\n", re.MULTILINE)
+_COMMENT = re.compile(r"^ *-- .*(?:\n|\Z)", re.MULTILINE)
 
 
 def read_queries(source: str) -> dict[str, bytes]:

@@ -41,3 +41,71 @@ SELECT pg_advisory_lock_shared(1836345701, %(instance)s);
 
 -- draw_instance: a number for a new process that no living process has.
 SELECT nextval('mailgate.instance')::integer AS instance;
+
+-- record: write sessions, and transactions that brought no message, with their recipients. Repeating it changes nothing.
+-- Nobody waits for this, so it doesn't wait for the disk; SET LOCAL ends with the transaction that the text is.
+SET LOCAL synchronous_commit = off;
+INSERT INTO mailgate.session (id, node, listener, role, client_address, client_port, server_address, server_port, helo,
+                              is_esmtp, tls_version, tls_cipher, tls_server_name, client_certificate, authenticated,
+                              started_at, ended_at, ending, transactions, errors, dialogue)
+SELECT n.id, %(node)s, n.listener, n.role, n.client_address, n.client_port, n.server_address, n.server_port, n.helo,
+       n.is_esmtp, n.tls_version, n.tls_cipher, n.tls_server_name, n.client_certificate, n.authenticated,
+       to_timestamp(n.started_at), to_timestamp(n.ended_at), n.ending, n.transactions, n.errors, n.dialogue
+FROM unnest(%(session_id)s::bigint[], %(session_listener)s::text[], %(session_role)s::text[],
+            %(session_client_address)s::inet[], %(session_client_port)s::integer[],
+            %(session_server_address)s::inet[], %(session_server_port)s::integer[], %(session_helo)s::text[],
+            %(session_is_esmtp)s::boolean[], %(session_tls_version)s::text[], %(session_tls_cipher)s::text[],
+            %(session_tls_server_name)s::text[], %(session_client_certificate)s::text[],
+            %(session_authenticated)s::text[], %(session_started_at)s::double precision[],
+            %(session_ended_at)s::double precision[], %(session_ending)s::text[], %(session_transactions)s::integer[],
+            %(session_errors)s::integer[], %(session_dialogue)s::text[])
+     AS n (id, listener, role, client_address, client_port, server_address, server_port, helo, is_esmtp, tls_version,
+           tls_cipher, tls_server_name, client_certificate, authenticated, started_at, ended_at, ending, transactions,
+           errors, dialogue)
+ON CONFLICT DO NOTHING;
+INSERT INTO mailgate.transaction (id, session_id, node, listener, client_address, helo, protocol, authenticated,
+                                  reverse_path, body, is_smtputf8, ret, envid, disposition, stage, policy, reason,
+                                  reply, size_octets, sha256, started_at, ended_at)
+SELECT n.id, n.session_id, %(node)s, n.listener, n.client_address, n.helo, n.protocol, n.authenticated, n.reverse_path,
+       n.body, n.is_smtputf8, n.ret, n.envid, n.disposition, n.stage, n.policy, n.reason, n.reply, n.size_octets,
+       n.sha256, to_timestamp(n.started_at), to_timestamp(n.ended_at)
+FROM unnest(%(transaction_id)s::bigint[], %(transaction_session_id)s::bigint[], %(transaction_listener)s::text[],
+            %(transaction_client_address)s::inet[], %(transaction_helo)s::text[], %(transaction_protocol)s::text[],
+            %(transaction_authenticated)s::text[], %(transaction_reverse_path)s::text[], %(transaction_body)s::text[],
+            %(transaction_is_smtputf8)s::boolean[], %(transaction_ret)s::text[], %(transaction_envid)s::text[],
+            %(transaction_disposition)s::text[], %(transaction_stage)s::text[], %(transaction_policy)s::text[],
+            %(transaction_reason)s::text[], %(transaction_reply)s::text[], %(transaction_size_octets)s::bigint[],
+            %(transaction_sha256)s::bytea[], %(transaction_started_at)s::double precision[],
+            %(transaction_ended_at)s::double precision[])
+     AS n (id, session_id, listener, client_address, helo, protocol, authenticated, reverse_path, body, is_smtputf8,
+           ret, envid, disposition, stage, policy, reason, reply, size_octets, sha256, started_at, ended_at)
+ON CONFLICT DO NOTHING;
+INSERT INTO mailgate.recipient (transaction_id, position, forward_path, is_accepted, reply, notify, orcpt)
+SELECT n.transaction_id, n.position, n.forward_path, n.is_accepted, n.reply, n.notify::text[], n.orcpt
+FROM unnest(%(recipient_transaction_id)s::bigint[], %(recipient_position)s::integer[],
+            %(recipient_forward_path)s::text[], %(recipient_is_accepted)s::boolean[], %(recipient_reply)s::text[],
+            %(recipient_notify)s::text[], %(recipient_orcpt)s::text[])
+     AS n (transaction_id, position, forward_path, is_accepted, reply, notify, orcpt)
+ON CONFLICT DO NOTHING;
+
+-- keep_partitions: make the partitions of the coming months and drop those that are older than the record is kept.
+-- A reader of the record holds locks that this has to wait for, and writers would queue up behind: rather next time.
+SET LOCAL lock_timeout = '500ms';
+SELECT p.name
+FROM (SELECT mailgate.retention_is_ours() AS is_ours OFFSET 0) AS held
+CROSS JOIN LATERAL (
+    SELECT mailgate.create_partitions(to_timestamp(%(now)s), %(months_ahead)s)
+    WHERE held.is_ours
+    UNION ALL
+    SELECT mailgate.drop_partitions(to_timestamp(%(before)s))
+    WHERE held.is_ours
+) AS p (name);
+
+-- forget_unconfirmed: remove what is too old to be a resend of.
+DELETE FROM mailgate.unconfirmed WHERE accepted_at < now() - interval '1 hour';
+
+-- expire_deliveries: remove some deliveries that a folder does not keep any longer.
+SELECT mailgate.expire_deliveries(%(folder)s, to_timestamp(%(before)s), %(at_most)s);
+
+-- remove_unused_messages: remove those of some messages that are in no mailbox and not waiting to be sent.
+SELECT mailgate.remove_unused_messages(%(after)s, %(before)s, %(at_most)s);

@@ -1,6 +1,7 @@
 """What is handed to storage: one accepted message, one refused transaction, one ended session.
 
-Values only; the writers are in `mailgate.storage.mailbox` (before the reply) and `mailgate.storage.journal` (behind it).
+Values only; the writers are in `mailgate.storage.mailbox` (before the reply) and `mailgate.storage.journal` (behind
+it).
 """
 
 from __future__ import annotations

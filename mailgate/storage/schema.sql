@@ -636,6 +636,75 @@ END
 $$;
 COMMENT ON FUNCTION accept_messages IS 'Makes a batch of messages ours, all tables in one statement. Repeating it changes nothing.';
 
+-- ---------------------------------------------------------------- retention
+--
+-- Each function does a bounded piece of work in one transaction, and nothing where another node is at it (NULL).
+
+CREATE FUNCTION retention_is_ours() RETURNS boolean LANGUAGE sql VOLATILE
+RETURN pg_try_advisory_xact_lock(1836345701, -1);
+COMMENT ON FUNCTION retention_is_ours() IS 'Whether this transaction is the only one that prunes, and nobody else may until it ends.';
+
+CREATE FUNCTION expire_deliveries(p_folder text, p_before timestamptz, p_at_most integer) RETURNS integer
+LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    doomed bigint[];
+    boxes integer[];
+    uids bigint[];
+BEGIN
+    IF NOT mailgate.retention_is_ours() THEN
+        RETURN NULL;
+    END IF;
+    SELECT array_agg(d.mailbox_id), array_agg(d.uid), array_agg(DISTINCT d.message_id) INTO boxes, uids, doomed
+    FROM (
+        SELECT mailbox_id, uid, message_id FROM mailgate.delivery
+        WHERE folder = p_folder AND delivered_at < p_before
+        ORDER BY delivered_at LIMIT p_at_most
+    ) AS d;
+    IF boxes IS NULL THEN
+        RETURN 0;
+    END IF;
+    -- In the writers' order: mailbox_usage first, by mailbox_id.
+    PERFORM FROM mailgate.mailbox_usage WHERE mailbox_id = ANY (boxes) ORDER BY mailbox_id FOR NO KEY UPDATE;
+    WITH gone AS (
+        DELETE FROM mailgate.delivery d USING unnest(boxes, uids) AS n (mailbox_id, uid)
+        WHERE d.mailbox_id = n.mailbox_id AND d.uid = n.uid AND d.folder = p_folder
+        RETURNING d.mailbox_id, d.message_id
+    ), total AS (
+        SELECT g.mailbox_id, count(*) AS messages, sum(m.size_octets)::bigint AS octets
+        FROM gone g JOIN mailgate.message m ON m.id = g.message_id GROUP BY g.mailbox_id
+    )
+    UPDATE mailgate.mailbox_usage u SET messages = u.messages - t.messages, octets = u.octets - t.octets
+    FROM total t WHERE u.mailbox_id = t.mailbox_id;
+    DELETE FROM mailgate.message m
+    WHERE m.id = ANY (doomed)
+      AND NOT EXISTS (SELECT FROM mailgate.delivery d WHERE d.message_id = m.id)
+      AND NOT EXISTS (SELECT FROM mailgate.queue q WHERE q.message_id = m.id);
+    RETURN cardinality(boxes);
+END
+$$;
+COMMENT ON FUNCTION expire_deliveries(text, timestamptz, integer) IS 'Removes so many deliveries of that folder from before that time, and messages that nobody has any more; gives how many deliveries.';
+
+CREATE FUNCTION remove_unused_messages(p_after bigint, p_before bigint, p_at_most integer) RETURNS bigint
+LANGUAGE plpgsql AS $$
+DECLARE
+    looked_at bigint[];
+BEGIN
+    IF NOT mailgate.retention_is_ours() THEN
+        RETURN NULL;
+    END IF;
+    SELECT array_agg(m.id) INTO looked_at FROM (
+        SELECT id FROM mailgate.message WHERE id > p_after AND id < p_before ORDER BY id LIMIT p_at_most
+    ) AS m;
+    DELETE FROM mailgate.message m
+    WHERE m.id = ANY (looked_at)
+      AND NOT EXISTS (SELECT FROM mailgate.delivery d WHERE d.message_id = m.id)
+      AND NOT EXISTS (SELECT FROM mailgate.queue q WHERE q.message_id = m.id);
+    RETURN looked_at[cardinality(looked_at)];
+END
+$$;
+COMMENT ON FUNCTION remove_unused_messages(bigint, bigint, integer) IS 'Looks at so many messages between those ids and removes those that are in no mailbox and not waiting to be sent, as they are left when a mailbox is emptied; gives the last id looked at, NULL where there was none.';
+
 -- ---------------------------------------------------------------- views
 
 CREATE VIEW inbox AS
