@@ -520,7 +520,7 @@ def _check_folders(config: Config, reader: Reader) -> None:
         if reader.is_faulty(key) or folder is None:
             continue
         nearest = next(path for path in (folder, *folder.parents) if path.exists())
-        if not os.access(nearest, os.W_OK | os.X_OK):
+        if not os.access(nearest, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
             reader.fault(key, f"mailgate may not write to {nearest}", "give it to the user that mailgate runs as")
 
 

@@ -324,8 +324,11 @@ class Reader:
         self.faults.append(Fault(str(self._path), key, problem, remedy))
 
     def is_faulty(self, key: str) -> bool:
-        """Whether that key, or something below it, is at fault already; then what follows from it is no news."""
-        return any(fault.key == key or fault.key.startswith((f"{key}.", f"{key}[")) for fault in self.faults)
+        """Whether that key, or what is above or below it, is at fault already: what follows from that is no news."""
+        return any(
+            fault.key == key or fault.key.startswith((f"{key}.", f"{key}[")) or key.startswith(f"{fault.key}.")
+            for fault in self.faults
+        )
 
     def path(self, value: object) -> Path:
         """The absolute path that a value means; "$CREDENTIALS_DIRECTORY/" at its start is systemd's.
@@ -383,6 +386,8 @@ class Reader:
                 return entry.kind.read(table[entry.key], key, self)
             except Wrong as wrong:
                 self.fault(key, wrong.problem, wrong.remedy)
+                if isinstance(entry.kind, Table):
+                    return self._blank(entry.kind.type, key)
         elif entry.derived is not None:
             try:
                 return entry.derived.of(self._known)
@@ -393,6 +398,13 @@ class Reader:
         elif entry.has_no_default:
             self.fault(key, "it is missing", "add it")
         return None if entry.has_no_default else entry.default()
+
+    def _blank(self, kind: type[Any], key: str) -> object:
+        """A section as if it were empty, in which nothing is at fault: that it is no section has been said."""
+        kept = len(self.faults)
+        section = self.read_table(kind, {}, key)
+        del self.faults[kept:]
+        return section
 
     def _refuse_unknown(self, table: Mapping[str, object], known: Sequence[str], prefix: str) -> None:
         for name in table:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import errno
 import socket
+from typing import Any
 from unittest import mock
 
 import pytest
-from twisted.internet import reactor, tcp
+from twisted.internet import reactor
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IAddress, IListeningPort, IReactorSocket
 from twisted.internet.protocol import Protocol, ServerFactory
@@ -99,10 +100,9 @@ class ListenTests(TestCase):
     def test_an_ipv6_address_is_for_ipv6_alone(self) -> None:
         """Else "::" could not be bound beside "0.0.0.0", and these two are the default."""
         try:
-            listening = self.listen("::1", _free_port())
+            listening: Any = self.listen("::1", _free_port())  # Any: the interface of ports doesn't have the socket
         except CannotListenError as error:
             raise SkipTest("this machine has no IPv6") from error
-        assert isinstance(listening, tcp.Port)
         assert listening.socket.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY) == 1
 
     async def test_a_client_is_served(self) -> None:
