@@ -16,14 +16,12 @@ from typing import TYPE_CHECKING
 import psycopg2
 
 from benchmarks.measure import cpu_seconds, peak_rss_octets, reset_peak, rss_octets
-from benchmarks.server import DOMAIN, MAILBOX, Cpu, ServerFailed, wait_for_greeting
+from benchmarks.server import DOMAIN, MAILBOXES, Cpu, ServerFailed, wait_for_greeting
 from mailgate.storage.embedded import EmbeddedPostgres
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-MANY_MAILBOXES = 1000
-MANY_MAILBOXES_PATTERN = f"user{{}}@{DOMAIN}"
 _START_SECONDS = 90  # initdb included
 _STOP_SECONDS = 40
 _CONFIGURATION = """\
@@ -69,13 +67,13 @@ class Gate:
     host = "127.0.0.24"
     plain_port = 2527
     tls_port = 4652
+    answers_noop = True
 
     def __init__(self, folder: Path, certificate: Path, key: Path) -> None:
         """`folder` has to be one that any user may search: PostgreSQL may have to run as another user."""
         self.folder = folder
         folder.mkdir()
         self.configuration = folder / "mailgate.toml"
-        mailboxes = [MAILBOX, *(MANY_MAILBOXES_PATTERN.format(number) for number in range(MANY_MAILBOXES))]
         self.configuration.write_text(
             _CONFIGURATION.format(
                 domain=DOMAIN,
@@ -85,7 +83,7 @@ class Gate:
                 tls_port=self.tls_port,
                 certificate=certificate,
                 key=key,
-                mailboxes=", ".join(f'"{mailbox}"' for mailbox in mailboxes),
+                mailboxes=", ".join(f'"{mailbox}"' for mailbox in MAILBOXES),
             )
         )
         self._postgres = EmbeddedPostgres(folder / "data/postgres")

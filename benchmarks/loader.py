@@ -125,8 +125,8 @@ class _Session:
             self._input = b""
             handled = self.socket
             self._handler(lines)
-            # Only TLS can hold more in a buffer that epoll does not see; one reply a command is all that comes.
-            if self.socket is not handled or self.plan.tls == "none" or self._handler == self._handshake:
+            # Only TLS holds more in a buffer that epoll does not see. A handler may have closed, or opened anew.
+            if self.plan.tls == "none" or self.socket is not handled or handled.fileno() < 0:
                 return
 
     def _send(self, data: bytes) -> None:

@@ -46,10 +46,22 @@ def cpu_seconds(root: int, *, without: Iterable[int] = ()) -> float:
         with contextlib.suppress(psutil.Error):
             process = psutil.Process(pid)
             times = process.cpu_times()
-            total += times.user + times.system
+            precise = _scheduled_seconds(pid)
+            total += times.user + times.system if precise is None else precise
             total += getattr(times, "children_user", 0.0) + getattr(times, "children_system", 0.0)
             waiting += [child.pid for child in process.children()]
     return total
+
+
+def _scheduled_seconds(pid: int) -> float | None:
+    """What Linux's scheduler gave the threads of a process; None where it does not say.
+
+    User and system time are kept in ticks of 10 ms, which is much where a hundred processes share the work.
+    """
+    try:
+        return sum(int(file.read_text().split()[0]) for file in Path(f"/proc/{pid}/task").glob("*/schedstat")) / 1e9
+    except (OSError, ValueError, IndexError):
+        return None
 
 
 def rss_octets(pid: int) -> int:

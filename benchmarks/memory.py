@@ -11,8 +11,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from benchmarks.gate import MANY_MAILBOXES, MANY_MAILBOXES_PATTERN
-from benchmarks.server import MAILBOX, ServerFailed
+from benchmarks.server import MAILBOX, MANY_MAILBOXES, MANY_MAILBOXES_PATTERN, ServerFailed
 from benchmarks.throughput import Case, run_loader
 
 if TYPE_CHECKING:

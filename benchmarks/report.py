@@ -85,7 +85,9 @@ def case_rows(result: CaseResult) -> list[tuple[str, ...]]:
         if not figures:
             continue
         waits = ("", "") if latency is None else (f"{latency.p50_ms:.1f}", f"{latency.p99_ms:.1f}")
-        stall = "" if latency is None else f"{latency.stall_ms:.0f} ({latency.control_ms:.0f})"
+        stall = ""
+        if latency is not None and latency.stall_ms is not None:
+            stall = f"{latency.stall_ms:.0f} ({latency.control_ms:.0f})"
         rows.append(
             (
                 result.case.name,
@@ -127,11 +129,12 @@ def goals(results: Results) -> list[Goal]:
     for big in results.big:
         what = f"RSS over base, in sizes of one message of {big.size_mib:.0f} MiB for {big.recipients}"
         found.append(Goal(what, "<= 2", f"{big.times_size:.2f}", big.times_size <= 2))
-    stalls = [one.our_latency for one in results.cases if one.our_latency is not None]
+    latencies = [one.our_latency for one in results.cases if one.our_latency is not None]
+    stalls = [(one.stall_ms, one.control_ms) for one in latencies if one.stall_ms is not None]
     if stalls:
-        worst = max(stalls, key=lambda one: one.stall_ms)
-        said = f"{worst.stall_ms:.0f} (an echo meanwhile: {worst.control_ms:.0f})"
-        found.append(Goal("longest wait of a NOOP, ms", "<= 100", said, worst.stall_ms <= 100))
+        stall, control = max(stalls)
+        said = f"{stall:.0f} (an echo meanwhile: {control:.0f})"
+        found.append(Goal("longest wait of a NOOP, ms", "<= 100", said, stall <= 100))
     return found
 
 

@@ -11,7 +11,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 DOMAIN = "bench.test"
-MAILBOX = f"bob@{DOMAIN}"
+MAILBOX = f"bob@{DOMAIN}"  # where a load goes
+MANY_MAILBOXES = 1000
+MANY_MAILBOXES_PATTERN = f"user{{}}@{DOMAIN}"
+MAILBOXES = (MAILBOX, *(MANY_MAILBOXES_PATTERN.format(number) for number in range(MANY_MAILBOXES)))
 
 
 class ServerFailed(Exception):
@@ -37,6 +40,7 @@ class Server(Protocol):
     host: str
     plain_port: int
     tls_port: int  # implicit TLS
+    answers_noop: bool  # at once and as often as asked: what a stall can be seen by
 
     def stored(self) -> int:
         """How many messages it has stored so far, counted where they lie."""
