@@ -21,6 +21,7 @@ import hashlib
 import importlib.util
 import os
 import pwd
+import shlex
 import shutil
 import stat
 import subprocess
@@ -59,7 +60,10 @@ PORT = 5432  # only part of the socket's name
 _SOCKET_NAME = f".s.PGSQL.{PORT}"
 _MAX_SOCKET_PATH_OCTETS = 103  # sun_path: 108 on Linux, 104 on macOS and BSD, its NUL included
 _RETRY_SECONDS = 0.1
+_LAST_RETRY_SECONDS = 5.0
 _OUTPUT_OCTETS = 4096
+# FATAL errors at start that pass by themselves: processes of an earlier server are about to end.
+_PASSING = ("pre-existing shared memory block", '"postmaster.pid" already exists', "is already in use")
 
 # Written to postgresql.conf by initdb, so that a person can change them there.
 _INITIAL_SETTINGS = {
@@ -140,7 +144,8 @@ class EmbeddedPostgres:
         pid = int(lines[0])
         if not _is_postmaster(pid, self.cluster):
             return None
-        return Postmaster(pid, lines[4].strip(), len(lines) >= 8 and lines[7].strip() in ("ready", "standby"))
+        socket_folder = self.cluster / lines[4].strip()  # "." as a rule
+        return Postmaster(pid, str(socket_folder), len(lines) >= 8 and lines[7].strip() == "ready")
 
     def start(self) -> str:
         """The DSN of a server that runs, with the database `mailgate` in it and its schema up to date. Blocks.
@@ -172,13 +177,13 @@ class EmbeddedPostgres:
                         f"{output or 'it still recovers'}; its log is in {self.cluster / 'log'}"
                     )
                 if self.postmaster() is None:
-                    self.clear_stale_lock()
+                    self.prepare_start()
                     finished = self.run(self.start_command(max(deadline - time.monotonic(), 1)))
                     output = finished.stdout.strip()
                     if finished.returncode == 0:
                         continue
-                    if self.is_hopeless(output):
-                        raise EmbeddedPostgresError(f"PostgreSQL in {self.cluster} does not start: {self._reason()}")
+                    if reason := self._reason_not_to_try_again():
+                        raise EmbeddedPostgresError(f"PostgreSQL in {self.cluster} does not start: {reason}")
                 time.sleep(_RETRY_SECONDS)
 
     def stop(self) -> None:
@@ -194,36 +199,41 @@ class EmbeddedPostgres:
 
     # ------------------------------------------------------------------ commands, for the service as well
 
+    # They are run in the data folder and name the cluster relative to it: pg_ctl puts its arguments between double
+    # quotes into a shell's command line, and a folder may have any name.
+
     def start_command(self, timeout_seconds: float) -> list[str]:
         """The command that starts the server and waits until it takes connections."""
+        socket_folder = self._socket_folder()
         settings = {
             "listen_addresses": "",
             "port": str(PORT),
-            "unix_socket_directories": _quoted_for_list(str(self._socket_folder())),
+            # The server works in its cluster's folder.
+            "unix_socket_directories": "." if socket_folder == self.cluster else f'"{socket_folder}"',
             "unix_socket_permissions": "0700",
             "logging_collector": "on",
         } | self._settings
-        options = " ".join(_quoted_for_shell(f"--{name}={value}") for name, value in settings.items())
-        # What is said before the log collector runs goes to start.log; truncated when it has grown.
+        options = " ".join(shlex.quote(f"--{name}={value}") for name, value in settings.items())
         return [
             *(self._program("pg_ctl"), "start", "--silent", "--wait", f"--timeout={max(int(timeout_seconds), 1)}"),
-            *(f"--pgdata={self.cluster}", f"--log={self.cluster / 'start.log'}", f"--options={options}"),
+            *("--pgdata=cluster", "--log=cluster/start.log", f"--options={options}"),
         ]
 
     def stop_command(self, mode: str = "fast", timeout_seconds: int = 60) -> list[str]:
         """The command that stops the server: "fast" as one should, "immediate" as a crash would."""
         return [
             *(self._program("pg_ctl"), "stop", "--silent", "--wait", f"--timeout={timeout_seconds}"),
-            *(f"--pgdata={self.cluster}", f"--mode={mode}"),
+            *("--pgdata=cluster", f"--mode={mode}"),
         ]
 
-    def clear_stale_lock(self) -> None:
-        """Remove a postmaster.pid whose process id belongs to another program by now.
+    def prepare_start(self) -> None:
+        """Clear away what an earlier server has left and a new one would stumble over.
 
-        PostgreSQL sees by itself that a process is gone. It takes any living process of that number for its postmaster,
-        though, and a process that nobody waits for (in a container, often) counts as living.
+        PostgreSQL sees by itself that the process in postmaster.pid is gone. It takes any living process of that number
+        for its postmaster, though, and one that nobody has waited for (in a container, often) counts as living.
         """
         lock = self.cluster / "postmaster.pid"
+        (self.cluster / "start.log").unlink(missing_ok=True)  # holds what is said before the log collector runs
         try:
             pid = int(lock.read_text("utf-8", "replace").splitlines()[0])
         except (OSError, ValueError, IndexError):
@@ -232,11 +242,6 @@ class EmbeddedPostgres:
             return
         log.info("postmaster.pid names process {pid}, which is not PostgreSQL: removed", pid=pid)
         lock.unlink(missing_ok=True)
-
-    @staticmethod
-    def is_hopeless(output: str) -> bool:
-        """Whether trying again can't help: anything but an earlier server that is just going away."""
-        return "could not start server" not in output
 
     def account(self) -> _Account | None:
         """Whom the programs have to run as; None for the user that we are."""
@@ -327,7 +332,7 @@ class EmbeddedPostgres:
         unfinished.rename(self.cluster)
 
     def _check_version(self) -> None:
-        made_by = (self.cluster / "PG_VERSION").read_text("ascii").strip()
+        made_by = (self.cluster / "PG_VERSION").read_text("utf-8").strip()
         finished = self.run([self._program("postgres"), "--version"])
         installed = finished.stdout.split()[-1] if finished.returncode == 0 and finished.stdout else "unknown"
         if installed.partition(".")[0] != made_by:
@@ -350,18 +355,21 @@ class EmbeddedPostgres:
             raise EmbeddedPostgresError(f"PostgreSQL in {self.cluster} does not answer: {error}") from error
 
     def _socket_folder(self) -> Path:
-        if len(os.fsencode(self.cluster / _SOCKET_NAME)) <= _MAX_SOCKET_PATH_OCTETS:
+        # libpq takes a comma for the end of a host's name.
+        if len(os.fsencode(self.cluster / _SOCKET_NAME)) <= _MAX_SOCKET_PATH_OCTETS and "," not in str(self.cluster):
             return self.cluster
         account = self.account()
         return _short_folder(self.cluster, account.uid if account else os.geteuid(), account.gid if account else -1)
 
-    def _reason(self) -> str:
-        """The end of what the server said when it failed to start."""
+    def _reason_not_to_try_again(self) -> str | None:
+        """What the server said when it did not start, unless it only has to wait for processes of an earlier one."""
         try:
-            said = (self.cluster / "start.log").read_text("utf-8", "replace").splitlines()
+            said = (self.cluster / "start.log").read_text("utf-8", "replace")
         except OSError:
-            said = []
-        return " / ".join(line.strip() for line in said[-4:]) or f"see {self.cluster / 'log'}"
+            return None
+        if "FATAL:" not in said or any(phrase in said for phrase in _PASSING):
+            return None
+        return " / ".join(line.strip() for line in said.splitlines()[-4:])
 
 
 class _Finished(ProcessProtocol):
@@ -431,15 +439,18 @@ class EmbeddedPostgresService(Service):
 
     async def _restart(self) -> None:
         began = self._reactor.seconds()
+        pause = _RETRY_SECONDS
         log.warn("PostgreSQL has died: starting it again")
         while self._postgres.postmaster() is None:
-            self._postgres.clear_stale_lock()
+            self._postgres.prepare_start()
             status, output = await self._run(self._postgres.start_command(self._postgres.start_timeout_seconds))
             if status == 0:
                 log.info("PostgreSQL is back after {seconds:.1f} s", seconds=self._reactor.seconds() - began)
                 return
             log.warn("PostgreSQL does not start yet: {output}", output=output)
-            await deferLater(self._reactor, _RETRY_SECONDS)
+            await deferLater(self._reactor, pause)
+            if self._reactor.seconds() - began > _LAST_RETRY_SECONDS:
+                pause = min(pause * 2, _LAST_RETRY_SECONDS)
 
     async def _run(self, command: Sequence[str]) -> tuple[int, str]:
         account = self._postgres.account()
@@ -584,13 +595,3 @@ def _short_folder(cluster: Path, uid: int, gid: int) -> Path:
         if stat.S_ISDIR(status.st_mode) and status.st_uid == uid and stat.S_IMODE(status.st_mode) == 0o700:
             return folder
     raise EmbeddedPostgresError(f"{cluster}: the path is too long for a Unix socket, and no short folder can be made")
-
-
-def _quoted_for_shell(text: str) -> str:
-    """As pg_ctl's --options wants it, which go through a shell."""
-    return "'" + text.replace("'", "'\\''") + "'"
-
-
-def _quoted_for_list(text: str) -> str:
-    """One element of a list of names in a PostgreSQL setting."""
-    return '"' + text.replace('"', '""') + '"'
