@@ -338,11 +338,23 @@ def test_a_configuration_that_is_wrong_is_exit_status_1_and_never_ready(gate: Ga
     assert "Traceback" not in gate.log()
 
 
-def test_sockets_are_taken_over_by_name(dsn: str) -> None:
-    """systemd.socket(5), FileDescriptorName=: the listeners find theirs whatever the order."""
-    activate = shutil.which("systemd-socket-activate")
-    if activate is None:
+@pytest.fixture
+def activate() -> str:
+    """The path of systemd-socket-activate."""
+    found = shutil.which("systemd-socket-activate")
+    if found is None:
         pytest.skip("systemd-socket-activate is not installed")
+    return found
+
+
+def start_activated(gate: Gate, activate: str, *sockets: str) -> None:
+    """Start mailgate as soon as somebody connects to one of the sockets."""
+    environment = [f"--setenv={name}={gate.environ[name]}" for name in ("NOTIFY_SOCKET", "PYTHONPATH", "PATH")]
+    gate.start([activate, *sockets, *environment, *gate.command()])
+
+
+def test_sockets_are_taken_over_by_name(activate: str, dsn: str) -> None:
+    """systemd.socket(5), FileDescriptorName=: the listeners find theirs whatever the order."""
     plain, implicit = free_port(), free_port()
     listeners = """
         [listener.smtp]
@@ -355,10 +367,9 @@ def test_sockets_are_taken_over_by_name(dsn: str) -> None:
         endpoints = ["systemd:domain=INET:name=smtps"]
         """
     with _gate(dsn, listeners) as gate:
-        environment = [f"--setenv={name}={gate.environ[name]}" for name in ("NOTIFY_SOCKET", "PYTHONPATH", "PATH")]
         # Not in the order of the configuration.
         sockets = [f"--listen=127.0.0.1:{implicit}", f"--listen=127.0.0.1:{plain}", "--fdname=smtps:smtp"]
-        gate.start([activate, *sockets, *environment, *gate.command()])
+        start_activated(gate, activate, *sockets)
         eventually(lambda: takes_connections(plain), "systemd-socket-activate listens")
         # That connection has started mailgate; the next one waits in the queue until it is ready.
         with smtplib.SMTP("127.0.0.1", plain, timeout=PATIENCE_SECONDS) as client:
@@ -369,3 +380,19 @@ def test_sockets_are_taken_over_by_name(dsn: str) -> None:
         assert stored(dsn) == 2
         gate.signal(signal.SIGTERM)
         assert gate.exit_status(SHUTDOWN_SECONDS) in (0, -signal.SIGTERM)
+
+
+def test_a_socket_for_both_address_families_shows_each_client_as_it_is(activate: str, dsn: str) -> None:
+    """systemd/mailgate-smtp.socket binds [::] for both; an IPv4 client is not ::ffff:127.0.0.1 to policies."""
+    if not socket.has_dualstack_ipv6():
+        pytest.skip("this machine has no IPv6")
+    port = free_port()
+    listener = '[listener.smtp]\nrole = "mx"\nendpoints = ["systemd:domain=INET6:name=smtp"]'
+    with _gate(dsn, listener) as gate:
+        start_activated(gate, activate, f"--listen=[::]:{port}", "--fdname=smtp")
+        eventually(lambda: takes_connections(port), "systemd-socket-activate listens")
+        for host in ("127.0.0.1", "::1"):
+            with smtplib.SMTP(host, port, timeout=PATIENCE_SECONDS) as client:
+                send(client)
+    seen = postgres.query(dsn, "SELECT DISTINCT host(client_address) FROM mailgate.transaction ORDER BY 1")
+    assert seen == [("127.0.0.1",), ("::1",)]
