@@ -333,7 +333,7 @@ COMMENT ON COLUMN transaction.sha256 IS 'Of the content, where it came whole.';
 COMMENT ON COLUMN transaction.started_at IS 'When MAIL came.';
 COMMENT ON COLUMN transaction.ended_at IS 'When it ended; for accepted ones, when the end of data came.';
 CREATE INDEX transaction_refused ON transaction (id) WHERE disposition IN ('refused', 'deferred');
-COMMENT ON INDEX transaction_refused IS 'The newest refusals (view recent_refusals).';
+COMMENT ON INDEX transaction_refused IS 'The newest refusals since a time.';
 
 CREATE TABLE recipient (
     transaction_id bigint NOT NULL,
@@ -356,7 +356,7 @@ COMMENT ON COLUMN recipient.reply IS 'The reply to RCPT as one line.';
 COMMENT ON COLUMN recipient.notify IS 'The NOTIFY parameter (RFC 3461 section 4.1): NEVER, or some of SUCCESS, FAILURE, DELAY; NULL where it was not given.';
 COMMENT ON COLUMN recipient.orcpt IS 'The ORCPT parameter, decoded (RFC 3461 section 4.2).';
 CREATE INDEX recipient_refused ON recipient (transaction_id) WHERE NOT is_accepted;
-COMMENT ON INDEX recipient_refused IS 'The newest refusals (view recent_refusals).';
+COMMENT ON INDEX recipient_refused IS 'The newest refusals since a time.';
 
 -- ---------------------------------------------------------------- partitions of the record
 
@@ -732,29 +732,28 @@ COMMENT ON COLUMN inbox.subject IS 'The Subject field, decoded.';
 COMMENT ON COLUMN inbox.size_octets IS 'Of the content, without our trace fields.';
 COMMENT ON COLUMN inbox.message IS 'The message''s id as people see it; message_octets(id_number(...)) gives the message.';
 
-CREATE VIEW recent_refusals AS
-SELECT refusal.ended_at AS refused_at,
-       id_text(refusal.id) AS id,
-       refusal.client_address AS client,
-       refusal.helo,
-       refusal.reverse_path,
+CREATE VIEW recent_refusals AS  -- from the newest transaction backwards, so that LIMIT ends it soon
+SELECT t.ended_at AS refused_at,
+       id_text(t.id) AS id,
+       t.client_address AS client,
+       t.helo,
+       t.reverse_path,
        refusal.forward_path,
        refusal.stage,
        refusal.reply,
        refusal.policy,
        refusal.reason
-FROM (
-    SELECT t.id, t.ended_at, t.client_address, t.helo, t.reverse_path, NULL AS forward_path, t.stage, t.reply,
-           t.policy, t.reason
-    FROM transaction t
+FROM transaction t
+CROSS JOIN LATERAL (
+    SELECT NULL::text AS forward_path, t.stage, t.reply, t.policy, t.reason
     WHERE t.disposition IN ('refused', 'deferred') AND t.stage <> 'rcpt'
     UNION ALL
-    SELECT r.transaction_id, t.ended_at, t.client_address, t.helo, t.reverse_path, r.forward_path, 'rcpt', r.reply,
-           CASE WHEN t.stage = 'rcpt' THEN t.policy END, CASE WHEN t.stage = 'rcpt' THEN t.reason END
-    FROM recipient r JOIN transaction t ON t.id = r.transaction_id
-    WHERE NOT r.is_accepted
+    SELECT r.forward_path, 'rcpt', r.reply, CASE WHEN t.stage = 'rcpt' THEN t.policy END,
+           CASE WHEN t.stage = 'rcpt' THEN t.reason END
+    FROM recipient r
+    WHERE r.transaction_id = t.id AND NOT r.is_accepted
 ) AS refusal
-ORDER BY refusal.id DESC;
+ORDER BY t.id DESC;
 COMMENT ON VIEW recent_refusals IS 'What was refused or deferred, newest first: a row for each refused recipient, and one for each transaction refused as a whole.';
 COMMENT ON COLUMN recent_refusals.refused_at IS 'When the transaction ended.';
 COMMENT ON COLUMN recent_refusals.id IS 'The transaction''s id, as the client heard it.';
