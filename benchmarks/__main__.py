@@ -140,8 +140,12 @@ def profile_command(folder: Path | None, case_name: str, seconds: int, output: P
         f"{found.messages} messages, {found.cpu_us:.0f} us of the gate's CPU each, "
         f"idle {found.idle_share:.0%}; {output}"
     )
-    for title, entries in (("in itself", found.own_us), ("with what it calls", found.total_us)):
-        table = Table("us a message", "function", title=title, title_justify="left", box=None)
+    for title, entries in (
+        ("by file", found.file_us),
+        ("in itself", found.own_us),
+        ("with what it calls", found.total_us),
+    ):
+        table = Table("us a message", "where", title=title, title_justify="left", box=None)
         for name, microseconds in entries[:top]:
             table.add_row(f"{microseconds:.1f}", name)
         console.print(table)
@@ -262,7 +266,7 @@ def _say(results: Results) -> None:
 
 
 def _table_of(rows: list[tuple[str, ...]]) -> str:
-    widths = (19, 9, 12, 9, 7, 6, 9, 8, 8, 12, 6)
+    widths = (19, 9, 12, 9, 7, 6, 9, 8, 8, 12, 7, 6)
     return "\n".join("".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
 
 

@@ -64,6 +64,12 @@ def _scheduled_seconds(pid: int) -> float | None:
         return None
 
 
+def machine_busy_seconds() -> float:
+    """What all cores together have worked so far, whoever for."""
+    times = psutil.cpu_times()
+    return float(sum(times) - times.idle - getattr(times, "iowait", 0.0) - getattr(times, "guest", 0.0))
+
+
 def rss_octets(pid: int) -> int:
     """Resident memory of one process now."""
     return int(psutil.Process(pid).memory_info().rss)

@@ -7,9 +7,9 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.server import LeftOut, ServerFailed
 from benchmarks.throughput import Case, run_loader
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from benchmarks.gate import Gate
 
 _SAMPLES_PER_SECOND = 500
+_WAITING = "Condition.wait"  # a thread of the pool without work, which py-spy takes for a busy one
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,7 @@ class Profile:
     idle_share: float  # of the samples
     own_us: list[tuple[str, float]]  # function, microseconds a message in itself, most first
     total_us: list[tuple[str, float]]  # the same, what it calls included
+    file_us: list[tuple[str, float]]  # by the file that the time is spent in
 
 
 def profile(gate: Gate, case: Case, seconds: int, messages_per_second: float, file: Path) -> Profile:
@@ -55,32 +57,40 @@ def profile(gate: Gate, case: Case, seconds: int, messages_per_second: float, fi
     if sampler.returncode != 0:
         raise ServerFailed(f"py-spy failed: {said[-500:]}")
     cpu_us = (gate.cpu().server - before.server) * 1e6 / load.accepted
-    own, total, samples = _sums(json.loads(file.read_text()))
-    if samples == 0:
+    sums = _sums(json.loads(file.read_text()))
+    if sums.samples == 0:
         raise ServerFailed("py-spy saw nothing")
-    scale = cpu_us / samples
+    scale = cpu_us / sums.samples
     return Profile(
         messages=load.accepted,
         cpu_us=cpu_us,
-        idle_share=max(0.0, 1 - samples / (seconds * _SAMPLES_PER_SECOND)),
-        own_us=[(name, count * scale) for name, count in own.most_common()],
-        total_us=[(name, count * scale) for name, count in total.most_common()],
+        idle_share=max(0.0, 1 - sums.samples / (seconds * _SAMPLES_PER_SECOND)),
+        own_us=[(name, count * scale) for name, count in sums.own.most_common()],
+        total_us=[(name, count * scale) for name, count in sums.total.most_common()],
+        file_us=[(name, count * scale) for name, count in sums.by_file.most_common()],
     )
 
 
-def _sums(speedscope: dict[str, object]) -> tuple[Counter[str], Counter[str], int]:
-    """Samples a function in itself and with what it calls, and all samples."""
-    frames = [
-        f"{frame['name']} ({'/'.join(Path(frame['file']).parts[-2:])})"
-        for frame in speedscope["shared"]["frames"]  # type: ignore[index]  # JSON of speedscope's schema
-    ]
-    own: Counter[str] = Counter()
-    total: Counter[str] = Counter()
-    samples = 0
-    for one in speedscope["profiles"]:  # type: ignore[attr-defined]  # as above
-        for stack in one["samples"]:
-            if stack:
-                samples += 1
-                own[frames[stack[-1]]] += 1
-                total.update({frames[index] for index in stack})
-    return own, total, samples
+@dataclass(slots=True)
+class _Sums:
+    """Samples a function in itself, with what it calls, a file, and in all."""
+
+    own: Counter[str] = field(default_factory=Counter)
+    total: Counter[str] = field(default_factory=Counter)
+    by_file: Counter[str] = field(default_factory=Counter)
+    samples: int = 0
+
+
+def _sums(speedscope: dict[str, Any]) -> _Sums:  # Any: JSON of speedscope's schema
+    files = ["/".join(Path(frame["file"]).parts[-2:]) for frame in speedscope["shared"]["frames"]]
+    frames = [f"{frame['name']} ({file})" for frame, file in zip(speedscope["shared"]["frames"], files, strict=True)]
+    sums = _Sums()
+    for thread in speedscope["profiles"]:
+        for stack in thread["samples"]:
+            if not stack or frames[stack[-1]].startswith(_WAITING):
+                continue
+            sums.samples += 1
+            sums.own[frames[stack[-1]]] += 1
+            sums.by_file[files[stack[-1]]] += 1
+            sums.total.update({frames[index] for index in stack})
+    return sums

@@ -71,6 +71,7 @@ CASE_COLUMNS = (
     "p50 ms",
     "p99 ms",
     "stall ms",
+    "others",
     "ratio",
 )
 
@@ -99,6 +100,7 @@ def case_rows(result: CaseResult) -> list[tuple[str, ...]]:
                 f"{max(one.peak_rss_mib for one in figures):.0f}" if figures[0].server == "mailgate" else "",
                 *waits,
                 stall,
+                f"{max(one.others_share for one in figures):.0%}",
                 "" if ratio is None else f"{ratio:.2f}",
             )
         )

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.measure import StallProbe, settle
+from benchmarks.measure import StallProbe, machine_busy_seconds, settle
 from benchmarks.server import MAILBOX, ServerFailed
 
 if TYPE_CHECKING:
@@ -79,6 +79,7 @@ class Figures:
     database_cpu_ms: float  # a message
     load_cpu_ms: float  # a message; of the load generator, which shares the machine
     peak_rss_mib: float
+    others_share: float  # of the machine, used by whatever else runs: a high one spoils the figures
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +122,7 @@ def measure(server: Server, case: Case, messages: int, program: str) -> Figures:
     settle()
     server.reset_peak()
     stored_before, cpu_before = server.stored(), server.cpu()
+    began, busy_before = time.monotonic(), machine_busy_seconds()
     load = _run_smtp_source(server, case, messages) if program == "smtp-source" else run_loader(server, case, messages)
     ended = load.ended
     missing = stored_before + messages - server.stored()
@@ -128,7 +130,9 @@ def measure(server: Server, case: Case, messages: int, program: str) -> Figures:
     while missing > 0 and (ended := time.monotonic()) < deadline and not load.first_refusal:
         time.sleep(_STORED_POLL_SECONDS)
         missing = stored_before + messages - server.stored()
+    busy, took = machine_busy_seconds() - busy_before, time.monotonic() - began
     cpu = server.cpu()
+    accounted = cpu.server - cpu_before.server + cpu.database - cpu_before.database + load.cpu_seconds
     if missing > 0:
         raise ServerFailed(f"{server.name}: {missing} of {messages} messages not stored. {load.first_refusal}")
     return Figures(
@@ -141,6 +145,7 @@ def measure(server: Server, case: Case, messages: int, program: str) -> Figures:
         database_cpu_ms=(cpu.database - cpu_before.database) * 1000 / messages,
         load_cpu_ms=load.cpu_seconds * 1000 / messages,
         peak_rss_mib=server.peak_rss_octets() / 2**20,
+        others_share=max(busy - accounted, 0.0) / took / (os.cpu_count() or 1),
     )
 
 
