@@ -20,7 +20,6 @@ from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed448, ed25519, rsa
-from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 VALIDITY = timedelta(days=825)
@@ -39,7 +38,11 @@ ServerKey: TypeAlias = (
 
 
 class UnusableFile(Exception):
-    """A file does not hold what it should; the message says what it is instead, without its content."""
+    """A file, or a folder, can't serve as what it should; the message says why, without its content."""
+
+    def __init__(self, path: Path, problem: str) -> None:
+        """`problem` follows the path in a sentence: "holds no certificate"."""
+        super().__init__(f"{path} {problem}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +63,7 @@ def read_chain(path: Path) -> tuple[x509.Certificate, ...]:
     try:
         return tuple(x509.load_pem_x509_certificates(path.read_bytes()))
     except ValueError:
-        raise UnusableFile("holds no certificate in PEM form") from None
+        raise UnusableFile(path, "holds no certificate in PEM form") from None
 
 
 def read_key(path: Path) -> ServerKey:
@@ -72,16 +75,12 @@ def read_key(path: Path) -> ServerKey:
     try:
         key = serialization.load_pem_private_key(path.read_bytes(), password=None)
     except TypeError:
-        raise UnusableFile("has a passphrase, which nobody is there to type") from None
+        raise UnusableFile(path, "has a passphrase, which nobody is there to type") from None
     except (ValueError, UnsupportedAlgorithm):
-        raise UnusableFile("holds no private key in PEM form") from None
-    return _server_key(key)
-
-
-def _server_key(key: PrivateKeyTypes) -> ServerKey:
+        raise UnusableFile(path, "holds no private key in PEM form") from None
     if isinstance(key, ServerKey):
         return key
-    raise UnusableFile("holds a key of a kind that TLS can't sign with")
+    raise UnusableFile(path, "holds a key of a kind that TLS can't sign with")
 
 
 def belong_together(certificate: x509.Certificate, key: ServerKey) -> bool:
@@ -115,14 +114,17 @@ def ensure_self_signed(folder: Path, hostname: str, *, now: datetime) -> Certifi
     The key is never replaced while it is usable, and each file appears whole or not at all: a crash between the two
     leaves a key whose certificate is made at the next call, and several processes may call this at once.
 
-    @raises OSError: the folder can't be made or written.
+    @raises UnusableFile: the folder can't be made or written.
     """
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     files = CertificateFiles(folder / "self-signed.pem", folder / "self-signed.key")
-    key = _ensure_key(files.key)
-    if not _is_good(files.certificate, key, hostname, now):
-        content = _self_signed(key, hostname, now).public_bytes(serialization.Encoding.PEM)
-        _write(files.certificate, content, mode=0o644, replaces=True)
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        key = _ensure_key(files.key)
+        if not _is_good(files.certificate, key, hostname, now):
+            content = _self_signed(key, hostname, now).public_bytes(serialization.Encoding.PEM)
+            _write(files.certificate, content, mode=0o644, replaces=True)
+    except OSError as error:
+        raise UnusableFile(folder, f"can't keep a certificate: {error.strerror}") from error
     return files
 
 

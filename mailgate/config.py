@@ -1,6 +1,6 @@
 """The configuration: one TOML file read into frozen dataclasses, or every fault in it at once.
 
-Each dataclass below is a section and each field a key; `mailgate.toml` reads them. Here is what mailgate means by
+Each dataclass below is a section and each field a key, which the module `mailgate.toml` reads. Here is what mailgate means by
 them, and what several keys must be together. Nothing is bound, started or written. `etc/mailgate.toml` tells the
 operator about every key. Only `mailgate.service` and the command line see a Config; all others get values.
 """
@@ -20,7 +20,6 @@ from typing import Annotated, Any, Literal
 
 import psycopg2
 from cryptography import x509
-from OpenSSL import SSL
 from psycopg2.extensions import parse_dsn
 from twisted.internet.endpoints import serverFromString
 
@@ -34,7 +33,7 @@ from mailgate.certificate import (
     read_key,
 )
 from mailgate.policy.stage import Role
-from mailgate.tls import MODERN_CIPHERS, TlsContexts, check_ciphers, reason
+from mailgate.tls import MODERN_CIPHERS, TlsContexts, check_ciphers
 from mailgate.toml import (
     ByName,
     ConfigError,
@@ -128,7 +127,7 @@ class CertificatePath:
             try:
                 read_chain(path)
             except UnusableFile as error:
-                raise Wrong(f"{path} {error}", "use a PEM file with certificates") from None
+                raise Wrong(str(error), "use a PEM file with certificates") from None
         return path
 
 
@@ -485,15 +484,15 @@ def _check_pair(files: CertificateFiles, key: str, reader: Reader) -> None:
     if not reader.is_faulty(f"{key}.certificate"):
         try:
             chain = read_chain(files.certificate)
-        except (UnusableFile, OSError) as error:
-            reader.fault(f"{key}.certificate", f"{files.certificate} {error}", "use a PEM file, its chain included")
+        except UnusableFile as error:
+            reader.fault(f"{key}.certificate", str(error), "use a PEM file, its chain included")
         else:
             _check_dates(chain[0], files.certificate, f"{key}.certificate", reader)
     if not reader.is_faulty(f"{key}.key"):
         try:
             private_key = read_key(files.key)
-        except (UnusableFile, OSError) as error:
-            reader.fault(f"{key}.key", f"{files.key} {error}", "use a PEM file without a passphrase")
+        except UnusableFile as error:
+            reader.fault(f"{key}.key", str(error), "use a PEM file without a passphrase")
     if chain and private_key and not belong_together(chain[0], private_key):
         problem = f"{files.key} is not the key of the first certificate in {files.certificate}"
         reader.fault(f"{key}.key", problem, "use the key that the certificate was made for")
@@ -542,8 +541,8 @@ def _check_tls(config: Config, reader: Reader) -> None:
             TlsContexts.load(
                 tls.certificate, minimum_version=tls.minimum_version, ciphers=tls.ciphers, client_ca=tls.client_ca
             )
-        except SSL.Error as error:
-            reader.fault("tls.certificate", f"OpenSSL refuses it: {reason(error)}", "use another certificate")
+        except UnusableFile as error:
+            reader.fault("tls", str(error), "use another file")
 
 
 def _check_limits(config: Config, reader: Reader) -> None:

@@ -10,6 +10,7 @@ Standards: RFC 8446 (TLS 1.3), RFC 5246 (TLS 1.2), RFC 6066 section 3 (server na
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
@@ -21,7 +22,7 @@ from twisted.internet.interfaces import IOpenSSLServerConnectionCreator
 from twisted.protocols.tls import TLSMemoryBIOProtocol
 from zope.interface import implementer
 
-from mailgate.certificate import CertificateFiles, ServerKey, names_of, read_chain, read_key
+from mailgate.certificate import CertificateFiles, ServerKey, UnusableFile, names_of, read_chain, read_key
 from mailgate.policy.stage import TlsState
 
 ClientCertificate: TypeAlias = Literal["none", "ask", "require"]
@@ -60,22 +61,19 @@ class TlsContexts:
         Of two certificates with one name, the earlier serves it. `client_ca` is a PEM file with the certificates that
         client certificates must come from; without it, no client certificate is found valid.
 
-        @raises mailgate.certificate.UnusableFile: a file doesn't hold what it should.
-        @raises OpenSSL.SSL.Error: a key is not its certificate's, or there is no such cipher.
-        @raises OSError: a file can't be read.
+        @raises UnusableFile: a file can't be read, doesn't hold what it should, or OpenSSL refuses it.
         """
         if not certificates:
             raise ValueError("there must be a certificate")
-        pairs = [(files, read_chain(files.certificate), read_key(files.key)) for files in certificates]
+        make = _ContextMaker(_VERSIONS[minimum_version], ciphers.encode("ascii"), client_ca)
         by_name: dict[str, SSL.Context] = {}
-        for files, chain, key in pairs:
-            context = _context(chain, key, minimum_version, ciphers, client_ca)
-            for name in files.names or names_of(chain[0]):
+        for files in certificates:
+            context, own_names = make(files)
+            for name in files.names or own_names:
                 by_name.setdefault(name.lower(), context)
-        _, chain, key = pairs[0]
         contexts: dict[ClientCertificate, SSL.Context] = {}
         for client_certificate in get_args(ClientCertificate):
-            context = _context(chain, key, minimum_version, ciphers, client_ca)
+            context, _ = make(certificates[0])
             context.set_tlsext_servername_callback(_Chooser(by_name))
             if client_certificate != "none":
                 _ask_for_client_certificate(context, is_required=client_certificate == "require")
@@ -222,35 +220,50 @@ def _asked_name(connection: SSL.Connection) -> str | None:
     return name.decode("ascii").lower().removesuffix(".") if name and name.isascii() else None
 
 
-def _context(
-    chain: Sequence[x509.Certificate],
-    key: ServerKey,
-    minimum_version: Literal["1.2", "1.3"],
-    ciphers: str,
-    client_ca: Path | None,
-) -> SSL.Context:
-    """A context for one certificate.
+@dataclass(frozen=True, slots=True)
+class _ContextMaker:
+    """Makes a context for one certificate.
 
     A connection that is switched to it keeps the way to treat client certificates with which it began, and verifies
     them by what is trusted here.
     """
-    context = SSL.Context(SSL.TLS_SERVER_METHOD)
-    context.set_min_proto_version(_VERSIONS[minimum_version])
-    context.set_options(SSL.OP_NO_COMPRESSION | SSL.OP_NO_RENEGOTIATION)
-    # An idle session then keeps no record buffers, which are 16 KiB each way.
-    context.set_mode(SSL.MODE_RELEASE_BUFFERS)
-    # Sessions are resumed by ticket (RFC 5077, RFC 8446 section 2.2), which costs us no memory; the cache would.
-    context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
-    context.set_cipher_list(ciphers.encode("ascii"))
-    context.use_certificate(chain[0])
-    for issuer in chain[1:]:
-        context.add_extra_chain_cert(issuer)
-    context.use_privatekey(key)
-    context.check_privatekey()
-    if client_ca is not None:
-        context.load_verify_locations(str(client_ca))
-        context.load_client_ca(bytes(client_ca))
-    return context
+
+    minimum_version: int
+    ciphers: bytes
+    client_ca: Path | None
+
+    def __call__(self, files: CertificateFiles) -> tuple[SSL.Context, tuple[str, ...]]:
+        """The context, and the certificate's own names.
+
+        @raises UnusableFile: as `TlsContexts.load` says.
+        """
+        try:
+            chain, key = read_chain(files.certificate), read_key(files.key)
+            return self._context(chain, key), names_of(chain[0])
+        except OSError as error:
+            raise UnusableFile(Path(error.filename or files.certificate), f"can't be read: {error.strerror}") from error
+        except SSL.Error as error:
+            raise UnusableFile(files.certificate, f"can't be served: {reason(error)}") from error
+
+    def _context(self, chain: Sequence[x509.Certificate], key: ServerKey) -> SSL.Context:
+        context = SSL.Context(SSL.TLS_SERVER_METHOD)
+        context.set_min_proto_version(self.minimum_version)
+        context.set_options(SSL.OP_NO_COMPRESSION | SSL.OP_NO_RENEGOTIATION)
+        # An idle session then keeps no record buffers, which are 16 KiB each way.
+        context.set_mode(SSL.MODE_RELEASE_BUFFERS)
+        # Sessions are resumed by ticket (RFC 5077, RFC 8446 section 2.2), which costs us no memory; the cache would.
+        context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
+        context.set_cipher_list(self.ciphers)
+        context.use_certificate(chain[0])
+        for issuer in chain[1:]:
+            context.add_extra_chain_cert(issuer)
+        context.use_privatekey(key)
+        context.check_privatekey()
+        if self.client_ca is not None:
+            self.client_ca.read_bytes()  # OpenSSL's own error would not say why it can't
+            context.load_verify_locations(str(self.client_ca))
+            context.load_client_ca(bytes(self.client_ca))
+        return context
 
 
 def _ask_for_client_certificate(context: SSL.Context, *, is_required: bool) -> None:

@@ -85,6 +85,13 @@ def test_it_is_renewed_with_the_same_key(tmp_path: Path, hostname: str, now: dat
     assert renewed.not_valid_before_utc < now < renewed.not_valid_after_utc - RENEWED_BEFORE
 
 
+def test_a_folder_that_can_not_be_written_is_said_to_be_so(tmp_path: Path) -> None:
+    """It is the operator's to mend, and no defect."""
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(UnusableFile, match="file can't keep a certificate: File exists"):
+        ensure_self_signed(tmp_path / "file", "mail.example.test", now=NOW)
+
+
 @pytest.mark.parametrize("broken", ["certificate", "key"])
 @pytest.mark.parametrize("content", [None, b"", b"no PEM"])
 def test_what_a_crash_left_is_made_good(tmp_path: Path, broken: str, content: bytes | None) -> None:

@@ -15,6 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.x509.oid import NameOID
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -535,3 +539,26 @@ def test_time_is_an_argument(tmp_path: Path, authority: Authority) -> None:
     load_config(path, now=NOW)
     with pytest.raises(ConfigError, match="expired"):
         load_config(path, now=NOW + timedelta(days=2))
+
+
+def test_what_only_openssl_refuses_is_a_fault_too(tmp_path: Path) -> None:
+    """Its security level refuses short RSA keys, which all else takes."""
+    key = rsa.generate_private_key(65_537, 1024)
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "mail")])
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(NOW - timedelta(days=1))
+        .not_valid_after(NOW + timedelta(days=1))
+        .sign(key, hashes.SHA256())
+    )
+    (tmp_path / "mail.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    (tmp_path / "mail.key").touch(mode=0o600)
+    (tmp_path / "mail.key").write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    (line,) = faults(tmp_path, with_certificate("mail.pem", "mail.key"))
+    assert line == "tls: ./mail.pem can't be served: ee key too small; use another file"

@@ -379,15 +379,18 @@ def test_a_reload_that_fails_leaves_what_was_there(authority: Authority, tmp_pat
     good = authority.issue("good", names=("good.example.test",))
     other = authority.issue("other", names=("other.example.test",))
     contexts = TlsContexts.load([good])
-    with pytest.raises(SSL.Error) as mismatch:
-        TlsContexts.load([CertificateFiles(good.certificate, other.key)])
-    assert "mismatch" in reason(mismatch.value)
-    broken = tmp_path / "broken.pem"
+    broken, missing = tmp_path / "broken.pem", tmp_path / "missing"
     broken.write_bytes(b"")
-    with pytest.raises(UnusableFile):
+    with pytest.raises(UnusableFile, match=r"good.pem can't be served: .*mismatch"):
+        TlsContexts.load([CertificateFiles(good.certificate, other.key)])
+    with pytest.raises(UnusableFile, match=r"broken.pem holds no certificate"):
         TlsContexts.load([CertificateFiles(broken, good.key)])
-    with pytest.raises(OSError, match="missing"):
-        TlsContexts.load([CertificateFiles(tmp_path / "missing", good.key)])
+    with pytest.raises(UnusableFile, match="missing can't be read: No such file"):
+        TlsContexts.load([CertificateFiles(missing, good.key)])
+    with pytest.raises(UnusableFile, match="missing can't be read: No such file"):
+        TlsContexts.load([good], client_ca=missing)
+    with pytest.raises(UnusableFile, match="can't be served"):
+        TlsContexts.load([good], client_ca=broken)
     assert "good.example.test" in Pair(contexts, client_context(authority)).handshake().certificate_names()
 
 
