@@ -1,8 +1,8 @@
 """The configuration: one TOML file read into frozen dataclasses, or every fault in it at once.
 
-Each dataclass below is a section and each field a key, which the module `mailgate.toml` reads. Here is what mailgate means by
-them, and what several keys must be together. Nothing is bound, started or written. `etc/mailgate.toml` tells the
-operator about every key. Only `mailgate.service` and the command line see a Config; all others get values.
+Each dataclass below is a section and each field a key, which the module `mailgate.toml` reads. Here is what mailgate
+means by them, and what several keys must be together. Nothing is bound, started or written. `etc/mailgate.toml` tells
+the operator about every key. Only `mailgate.service` and the command line see a Config; all others get values.
 """
 
 from __future__ import annotations
