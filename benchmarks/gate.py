@@ -69,7 +69,7 @@ class Gate:
     tls_port = 4652
     answers_noop = True
 
-    def __init__(self, folder: Path, certificate: Path, key: Path) -> None:
+    def __init__(self, folder: Path, certificate: Path, key: Path, *, mailboxes: tuple[str, ...] = MAILBOXES) -> None:
         """`folder` has to be one that any user may search: PostgreSQL may have to run as another user."""
         self.folder = folder
         folder.mkdir()
@@ -83,7 +83,7 @@ class Gate:
                 tls_port=self.tls_port,
                 certificate=certificate,
                 key=key,
-                mailboxes=", ".join(f'"{mailbox}"' for mailbox in MAILBOXES),
+                mailboxes=", ".join(f'"{mailbox}"' for mailbox in mailboxes),
             )
         )
         self._postgres = EmbeddedPostgres(folder / "data/postgres")

@@ -9,8 +9,10 @@ Standards: RFC 5321 section 4.1 (the commands), RFC 3207 (STARTTLS).
 
 from __future__ import annotations
 
+import base64
 import json
 import os
+import random
 import select
 import socket
 import ssl
@@ -303,11 +305,10 @@ class _Run:
 
 
 def body_of(size_octets: int) -> bytes:
-    """Text lines of that size in all, and the end of data."""
-    line = b"X" * 78 + b"\r\n"
-    lines = line * (size_octets // 80)
-    rest = size_octets - len(lines)
-    return lines + b"X" * max(rest - 2, 0) + b"\r\n.\r\n"
+    """Lines of base64 of that size in all, which don't compress much, and the end of data."""
+    text = base64.b64encode(random.Random(size_octets).randbytes(size_octets * 3 // 4 + 3))
+    lines = b"".join(text[start : start + 76] + b"\r\n" for start in range(0, size_octets * 76 // 78, 76))
+    return lines[: max(size_octets - 2, 0)].rstrip(b"\r\n") + b"\r\n.\r\n"
 
 
 @click.command()

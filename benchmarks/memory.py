@@ -57,7 +57,8 @@ def raise_open_files(wanted: int) -> int:
 def idle_sessions(gate: Gate, count: int, *, is_tls: bool) -> IdleSessions:
     """Open sessions, say EHLO in each, and see what the gate grew by.
 
-    A tenth of them is opened and kept before the count starts, so that what is allocated once is not counted.
+    A tenth of them is opened and kept before the count starts, so that what is allocated once is not counted. The
+    gate should be one that has done nothing else: memory that it had freed would take the sessions in.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
