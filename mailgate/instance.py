@@ -164,11 +164,15 @@ def _folders() -> Iterator[tuple[Path, bool]]:
     ours = {_user_folder(), Path(tempfile.gettempdir()) / f"mailgate-{own}", Path(f"/run/user/{own}/mailgate")}
     yield from ((folder, True) for folder in sorted(ours) if _is_private(folder, own))
     if own == 0:
-        others = [*Path(tempfile.gettempdir()).glob("mailgate-[0-9]*"), *Path("/run/user").glob("[0-9]*/mailgate")]
-        for folder in sorted(others):
+        for folder in _other_users_folders():
             owner = _owner_named_by(folder)
             if folder not in ours and owner is not None and _is_private(folder, owner):
                 yield folder, False
+
+
+def _other_users_folders() -> list[Path]:
+    temporary = Path(tempfile.gettempdir()).glob("mailgate-[0-9]*")
+    return sorted([*temporary, *Path("/run/user").glob("[0-9]*/mailgate")])
 
 
 def _owner_named_by(folder: Path) -> int | None:
@@ -223,12 +227,14 @@ def _read(path: Path, owner: int, *, is_ours: bool) -> Instance | None:
             listeners=tuple(str(listener) for listener in content["listeners"]),
             is_ours=is_ours,
         )
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, OverflowError, KeyError, TypeError, RecursionError):
         return None
 
 
 def _is_alive(instance: Instance) -> bool:
     """Whether that very process runs: the pid, and the time it started, since pids are used again."""
+    if instance.pid <= 0:  # to kill(2) these are groups of processes
+        return False
     try:
         os.kill(instance.pid, 0)
     except PermissionError:

@@ -225,7 +225,7 @@ def _without_status(header: list[bytes]) -> tuple[list[bytes], tuple[str, ...]]:
     taken: bytes | None = None  # the field that the line before belonged to, where it was a status field
     for line in header:
         match = _STATUS_FIELD.match(line)
-        if taken is not None and line[:1] in (b" ", b"\t"):
+        if taken is not None and not is_on_top and line[:1] in (b" ", b"\t"):
             found[taken] += line
             continue
         taken = None

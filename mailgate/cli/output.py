@@ -60,9 +60,10 @@ class Column:
 class Table:
     """Rows printed in columns; more rows may follow later in the same columns."""
 
-    def __init__(self, *columns: Column) -> None:
+    def __init__(self, *columns: Column, console: Console | None = None) -> None:
+        """`console` is standard output unless given."""
         self._columns = columns
-        self._console = Console(highlight=False, soft_wrap=True)
+        self._console = console or Console(highlight=False, soft_wrap=True)
         self._widths: list[int] = []
 
     def print(self, rows: Iterable[Sequence[str]]) -> None:

@@ -8,12 +8,14 @@ Standards: RFC 2045 to 2047 and 5322, as far as `email` goes.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from email import policy
 from email.message import EmailMessage, MIMEPart
 from email.parser import BytesParser
 from html.parser import HTMLParser
 
+_BLANKS = re.compile(r"\s+")
 _MAX_FIELDS = 1000
 _MAX_FALLBACK_OCTETS = 256 * 1024
 
@@ -119,7 +121,7 @@ class _TextOfHtml(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         if not self._hidden:
-            self.found.append(" ".join(data.split()) if data.strip() else " ")
+            self.found.append(_BLANKS.sub(" ", data))
 
 
 def _without_tags(html: str) -> str:

@@ -7,6 +7,8 @@ from datetime import UTC, datetime, timedelta
 
 import click
 
+from mailgate.ids import EPOCH_SECONDS
+
 _UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4}
 _BINARY_UNITS = {"k": 1024, "m": 1024**2, "g": 1024**3, "t": 1024**4}
 _SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,6})?)\s*([kmgt]?)(i?)(?:b|octets?)?", re.IGNORECASE)
@@ -34,12 +36,19 @@ def size_argument(value: str) -> int:
 def time_argument(value: str) -> datetime:
     """The time that was typed: a span before now, or a date with or without a time (on this machine's clock).
 
+    Never before the first id.
+
     @raises click.BadParameter: it is no time.
     """
     match = _SPAN.fullmatch(value.strip())
+    now = datetime.now(UTC)
     try:
         if match is not None:
-            return datetime.now(UTC) - timedelta(**{_SPAN_UNITS[match[2].lower()]: int(match[1])})
-        return datetime.fromisoformat(value.strip()).astimezone(UTC)
+            found = now - timedelta(**{_SPAN_UNITS[match[2].lower()]: int(match[1])})
+        else:
+            found = datetime.fromisoformat(value.strip()).astimezone(UTC)
     except (ValueError, OverflowError) as error:
         raise click.BadParameter(f"{value!r} is not a time; write it as 90m, 24h, 7d or 2026-11-23T14:00") from error
+    if found > now:
+        raise click.BadParameter(f"{value!r} is in the future")
+    return max(found, datetime.fromtimestamp(EPOCH_SECONDS, UTC))

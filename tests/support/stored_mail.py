@@ -101,8 +101,9 @@ def record_transaction(
         cursor.execute("SET LOCAL search_path = mailgate")
         cursor.execute(
             "INSERT INTO session (id, node, listener, role, client_address, client_port, helo, is_esmtp, tls_version,"
-            " tls_cipher, started_at, ended_at, ending, transactions, errors, dialogue) VALUES (%s, 'mx1', 'smtp', 'mx',"
-            " %s, 4711, 'client.example.org', true, 'TLSv1.3', 'TLS_AES_256_GCM_SHA384', id_time(%s), id_time(%s),"
+            " tls_cipher, started_at, ended_at, ending, transactions, errors, dialogue)"
+            " VALUES (%s, 'mx1', 'smtp', 'mx', %s, 4711, 'client.example.org', true, 'TLSv1.3',"
+            " 'TLS_AES_256_GCM_SHA384', id_time(%s), id_time(%s),"
             " 'quit', 1, 0, %s)",
             (session, client, session, session, "C: EHLO client.example.org\nS: 250 mx.example.test\nC: QUIT"),
         )
