@@ -2,7 +2,8 @@
 
 `DataFramer` takes what follows 354, `ChunkFramer` what follows BDAT. Both give the same content for the same input
 however it is cut, both find their end even after the content has been found at fault (so that no octet of a body is
-ever read as a command), and both stop keeping octets as soon as there is a fault.
+ever read as a command), and both stop keeping octets as soon as there is a fault. Of several faults the gravest counts:
+which one came first depends on how the input was cut.
 
 The end of data is CRLF "." CRLF and nothing else. A bare CR or LF is a fault unless tolerated, and then it becomes CRLF
 *after* the end of data has been found: it never takes part in finding it. (That is what "SMTP smuggling" was about.)
@@ -28,7 +29,7 @@ _LINE_END = re.compile(rb"\r\n|\r|\n")
 
 
 class Fault(Enum):
-    """Why content can't be accepted, in the order in which they are looked for."""
+    """Why content can't be accepted, the gravest first."""
 
     TOO_LARGE = "too large"
     BARE_LINE_END = "bare line end"
@@ -48,6 +49,8 @@ class Tolerance:
 
 STRICT = Tolerance()
 
+_GRAVITY = {fault: place for place, fault in enumerate(reversed(Fault), 1)}
+
 
 class _Collector:
     """Checks and keeps content that is handed over in whole lines.
@@ -62,6 +65,7 @@ class _Collector:
         "_is_mid_line",
         "_line_octets",
         "_max_octets",
+        "_part_octets",
         "_pending",
         "_pending_octets",
         "_pieces",
@@ -75,20 +79,22 @@ class _Collector:
         """`max_octets` bounds the content, `line_octets` a line without its CRLF."""
         self._max_octets = max_octets
         self._line_octets = line_octets
+        # What has no CRLF in so many octets, even without a period and half a CRLF, is longer than a line may be.
+        self._part_octets = max(PIECE_OCTETS, line_octets + 4)
         self._tolerance = tolerance
         self._digest = hashlib.sha256()
         self._pieces: list[bytes] = []
         self._pending: list[bytes] = []
         self._pending_octets = 0
         self._carry = b""  # an unfinished line: no CRLF in it
-        self._is_mid_line = False  # the carry continues a line whose start was already taken
+        self._is_mid_line = False  # the carry is not the start of what CRLF ends, which was already taken
         self.fault: Fault | None = None
         self.size_octets = 0  # of content taken, also after a fault
         self.held_octets = 0  # kept in memory; 0 after a fault
 
     def fail(self, fault: Fault) -> None:
-        """Give the content up, and the memory with it; the end is still looked for."""
-        if self.fault is None:
+        """Give the content up, and the memory with it; the end, and a graver fault, are still looked for."""
+        if self.fault is None or _GRAVITY[fault] > _GRAVITY[self.fault]:
             self.fault = fault
         self._pieces.clear()
         self._pending.clear()
@@ -101,33 +107,28 @@ class _Collector:
 
     def _carry_on(self, block: bytes) -> None:
         """Keep what may be the start of a line. An endless line is taken in parts, so that none is copied often."""
-        if len(block) > PIECE_OCTETS:
-            self._take(block[:-1], ends_line=False)
+        if len(block) > self._part_octets:
+            # Where LF or CR alone are tolerated, they end the lines of which this part has too many for one.
+            end = len(block) - 1
+            if self._tolerance.bare_line_ends:
+                end = max(block.rfind(b"\n", 0, end), block.rfind(b"\r", 0, end)) + 1 or end
+            self._take(block[:end])
             self._is_mid_line = True
-            block = block[-1:]
+            block = block[end:]
         self._carry = block
 
-    def _take(self, lines: bytes, *, ends_line: bool = True) -> None:
-        """Check and keep whole lines, or with `ends_line` false a part of one."""
-        self.size_octets += len(lines)
-        if self.size_octets > self._max_octets:
-            self.fail(Fault.TOO_LARGE)
-        if self.fault is not None:
-            return
-        tolerance = self._tolerance
+    def _take(self, lines: bytes) -> None:
+        """Check and keep whole lines, or a part of one that is longer than any line may be."""
         line_ends = lines.count(b"\r\n")
-        if lines.count(b"\n") != line_ends or lines.count(b"\r") != line_ends:
-            if not tolerance.bare_line_ends:
-                self.fail(Fault.BARE_LINE_END)
-                return
-            before = len(lines)
+        has_bare_line_ends = lines.count(b"\n") != line_ends or lines.count(b"\r") != line_ends
+        if has_bare_line_ends and self._tolerance.bare_line_ends:
             lines = _LINE_END.sub(b"\r\n", lines)
-            self.size_octets += len(lines) - before
-        if b"\0" in lines and not tolerance.nul:
-            self.fail(Fault.NUL)
-            return
-        if not tolerance.long_lines and (not ends_line or _has_long_line(lines, self._line_octets)):
-            self.fail(Fault.LONG_LINE)
+            has_bare_line_ends = False
+        self.size_octets += len(lines)
+        fault = self._fault_of(lines, has_bare_line_ends=has_bare_line_ends)
+        if fault is not None:
+            self.fail(fault)
+        if self.fault is not None:
             return
         self._digest.update(lines)
         self._pending.append(lines)
@@ -135,6 +136,18 @@ class _Collector:
         self.held_octets += len(lines)
         if self._pending_octets >= PIECE_OCTETS:
             self._flush()
+
+    def _fault_of(self, lines: bytes, *, has_bare_line_ends: bool) -> Fault | None:
+        if self.size_octets > self._max_octets:
+            return Fault.TOO_LARGE
+        if has_bare_line_ends:
+            return Fault.BARE_LINE_END
+        tolerance = self._tolerance
+        if b"\0" in lines and not tolerance.nul:
+            return Fault.NUL
+        if not tolerance.long_lines and _has_long_line(lines, self._line_octets):
+            return Fault.LONG_LINE
+        return None
 
     def _flush(self) -> None:
         if self._pending:
@@ -173,8 +186,10 @@ class DataFramer(_Collector):
         self._carry_on(block[end:])
 
     def _carry_on(self, block: bytes) -> None:
-        if len(block) > PIECE_OCTETS and not self._is_mid_line and block.startswith(b"."):
-            block = block[1:]  # the start of an endless line leaves with the first part of it
+        if len(block) > self._part_octets and not self._is_mid_line and block.startswith(b"."):
+            # The start of an endless line leaves with the first part of it: its period must go now, and only once.
+            block = block[1:]
+            self._is_mid_line = True
         super()._carry_on(block)
 
     def _take_unstuffed(self, lines: bytes) -> None:
