@@ -29,9 +29,11 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from functools import partial
 from typing import TYPE_CHECKING, assert_never
 
 from mailgate.ids import encode_id
@@ -72,6 +74,7 @@ if TYPE_CHECKING:
 _AUTH_LINE_OCTETS = 12288  # RFC 4954 section 4: base64 lines
 _DIALOGUE_ENTRIES = 200
 _DIALOGUE_ENTRY_OCTETS = 512
+_CONTROL = re.compile("[\x00-\x09\x0b-\x1f\x7f]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +159,7 @@ _EXPN = reply(502, "5.5.1", "Lists are not shown")
 _HELP = reply(214, "2.0.0", "RFC 5321: EHLO HELO MAIL RCPT DATA BDAT RSET NOOP VRFY HELP QUIT STARTTLS AUTH")
 _READY_FOR_TLS = reply(220, "2.0.0", "Ready to start TLS")
 _HELO_FIRST = reply(503, "5.5.1", "Say EHLO first")
+_UNWELCOME = reply(503, "5.5.1", "You were refused; QUIT is all that is left")
 _MAIL_FIRST = reply(503, "5.5.1", "MAIL comes first")
 _NESTED_MAIL = reply(503, "5.5.1", "A transaction is open already; RSET ends it")
 _NO_RECIPIENTS = reply(554, "5.5.1", "No valid recipients")
@@ -245,6 +249,7 @@ class Session:
         "_chunk_left",
         "_chunk_octets",
         "_chunk_refusal",
+        "_chunk_started_at",
         "_confirmed",
         "_connect_notes",
         "_continue",
@@ -253,13 +258,14 @@ class Session:
         "_forward_path",
         "_ids",
         "_input",
-        "_is_skipping_line",
+        "_is_unwelcome",
         "_notes",
         "_output",
         "_received_octets",
         "_records",
         "_reference",
         "_settings",
+        "_skipped_line",
         "_time",
         "_tolerance",
         "_transaction",
@@ -297,10 +303,12 @@ class Session:
         self._transaction: _Transaction | None = None
         self._forward_path: ForwardPath | None = None
         self._chunk_left = self._chunk_octets = 0
+        self._chunk_started_at = 0.0
         self._chunk_is_last = False
         self._chunk_refusal: Reply | None = None
         self.is_storing = False  # a message is on its way: whoever ends the session leaves it alone
-        self._is_skipping_line = False
+        self._is_unwelcome = False  # 5xx was said instead of the greeting
+        self._skipped_line = b""  # how the line began that is thrown away until it ends; b"" if none is
         self._transactions = self._errors = 0
         self._reference = ""
         self._dialogue: list[bytes] = []
@@ -382,8 +390,18 @@ class Session:
 
     @property
     def transaction_started_at(self) -> float | None:
-        """When MAIL was given, in seconds since the epoch; None outside a transaction."""
-        return None if self._transaction is None else self._transaction.started_at
+        """When MAIL was given, in seconds since the epoch; None outside a transaction.
+
+        For a chunk that belongs to no transaction and is read all the same, when it began: it has to end as well.
+        """
+        if self._transaction is not None:
+            return self._transaction.started_at
+        return self._chunk_started_at if self.state is State.CHUNK else None
+
+    @property
+    def is_within_line(self) -> bool:
+        """Whether a command, or a response to a challenge, has begun to arrive and has not ended."""
+        return self.state in (State.COMMAND, State.AUTH) and bool(self._input or self._skipped_line)
 
     def give_up_content(self) -> None:
         """There is no memory for the message that is being received: it will be answered with 452 4.3.1."""
@@ -478,14 +496,17 @@ class Session:
     # ------------------------------------------------------------ commands
 
     def _take_command(self) -> bool:
+        begins_at = self._received_octets - len(self._input)
         line = self._take_line(self._settings.limits.command_octets)
         if line is None:
             return False
         if isinstance(line, Reply):
             self._dialogue_add(b"C: (a line too long, or not ended by CRLF)")
-            self._go_on(line)
+            start, self._skipped_line = self._skipped_line, b""
+            self._not_a_command(start, line)
             return True
-        if self._unconfirmed and self._received_octets - len(self._input) > self._unconfirmed_at:
+        # Of a command that was on its way before the 250 was said, nobody knows whether the client has heard it.
+        if self._unconfirmed and begins_at >= self._unconfirmed_at:
             self._confirmed += self._unconfirmed
             self._unconfirmed = []
         is_auth = line[:4].upper() == b"AUTH"
@@ -493,32 +514,42 @@ class Session:
         try:
             command = parse_command(line)
         except CommandError as error:
-            if line[:4].upper() == b"BDAT":
-                # Where the chunk ends is unknown: what follows must not be taken for commands.
-                self._end(error.reply, Ending.LIMIT)
-            else:
-                self._go_on(error.reply)
+            self._not_a_command(line[:4], error.reply)
             return True
         self._command(command)
         return True
 
+    def _not_a_command(self, start: bytes, refusal: Reply) -> None:
+        if start.upper() == b"BDAT":
+            # Where the chunk ends is unknown: what follows must not be taken for commands.
+            self._end(refusal, Ending.LIMIT)
+        else:
+            self._go_on(refusal)
+
     def _take_line(self, max_octets: int) -> bytes | Reply | None:
+        """The next line without its CRLF, or the reply to what is no line, or None while it is unfinished.
+
+        With a reply, `_skipped_line` holds how the line began, for the caller to look at and to clear.
+        """
         data = self._input
         end = data.find(b"\n")
         if end < 0:
-            if len(data) > max_octets or (self._is_skipping_line and data):
-                self._is_skipping_line = True
-                self._input = data[-1:] if data.endswith(b"\r") else b""
+            if len(data) > max_octets or self._skipped_line:
+                self._skipped_line = self._skipped_line or data[:4]
+                self._input = b""
             return None
         self._input = data[end + 1 :]
-        if self._is_skipping_line or end > max_octets:
-            self._is_skipping_line = False
+        if self._skipped_line or end > max_octets:
+            self._skipped_line = self._skipped_line or data[:4]
             return _LINE_TOO_LONG
         if end == 0 or data[end - 1] != 0x0D:
+            self._skipped_line = data[:4]
             return _BARE_LF_IN_COMMAND
         return data[: end - 1]
 
     def _command(self, command: Command) -> None:
+        if self._is_unwelcome and not isinstance(command, (Bdat, Quit)):
+            return self._go_on(_UNWELCOME)
         match command:
             case Ehlo() | Helo():
                 self._greet(command)
@@ -550,30 +581,42 @@ class Session:
                 self._auth(command)
             case _:
                 assert_never(command)
+        return None
 
     # ------------------------------------------------------------ CONNECT, HELO
 
     def _connect_decided(self, decision: Decision) -> None:
         refusal = self._refusal(decision)
         if refusal is not None:
-            self._end(refusal, Ending.REFUSED)
+            if refusal.is_transient:
+                self._end(refusal, Ending.REFUSED)
+                return
+            # "A server taking this approach MUST still wait for the client to send a QUIT before closing the
+            # connection and SHOULD respond to any intervening commands with 503." (RFC 5321 section 3.1)
+            self._say(refusal)
+            self._is_unwelcome = True
+            self.state = State.COMMAND
             return
         self._notes = self._connect_notes = decision.notes
         self._say(Reply(220, "", (f"{self._settings.hostname} ESMTP mailgate",)))
         self.state = State.COMMAND
 
     def _greet(self, command: Ehlo | Helo) -> None:
-        # "EHLO ... MUST clear all buffers and reset the state exactly as if a RSET command has been issued."
-        self._abandon()
-        self.view = replace(self.view, helo=command.name, is_esmtp=isinstance(command, Ehlo))
-        self._ask(Stage.HELO, self._helo_decided)
+        before = self.view
+        self.view = replace(before, helo=command.name, is_esmtp=isinstance(command, Ehlo))
+        self._ask(Stage.HELO, partial(self._helo_decided, before))
 
-    def _helo_decided(self, decision: Decision) -> None:
+    def _helo_decided(self, before: SessionView, decision: Decision) -> None:
+        greeted, self.view = self.view, before
         refusal = self._refusal(decision)
         if refusal is not None:
-            self.view = replace(self.view, helo=None, is_esmtp=False)
+            # Section 4.1.4: "The SMTP server MUST stay in the same state after transmitting these replies that it was
+            # in before the EHLO was received."
             self._go_on(refusal)
             return
+        # "EHLO ... MUST clear all buffers and reset the state exactly as if a RSET command has been issued."
+        self._abandon()
+        self.view = greeted
         self._notes = self._connect_notes + decision.notes
         if self.view.is_esmtp:
             self._say(self._ehlo_reply())
@@ -708,11 +751,14 @@ class Session:
         # A chunk that is refused is read all the same: its octets are not commands.
         transaction = self._transaction
         self._chunk_octets = self._chunk_left = command.size_octets
+        self._chunk_started_at = self._time()
         self._chunk_is_last = command.is_last
         self._chunk_refusal = None
         self.state = State.CHUNK
         if transaction is None:
-            self._chunk_refusal = _HELO_FIRST if self.view.helo is None else _MAIL_FIRST
+            self._chunk_refusal = (
+                _UNWELCOME if self._is_unwelcome else _HELO_FIRST if self.view.helo is None else _MAIL_FIRST
+            )
         elif not transaction.accepted:
             self._chunk_refusal = _NO_RECIPIENTS
         elif transaction.framer is None:
@@ -860,6 +906,7 @@ class Session:
         if line is None:
             return False
         if isinstance(line, Reply):
+            self._skipped_line = b""
             self._go_on(line)
         elif line == b"*":
             self._go_on(_AUTH_CANCELLED)
@@ -947,7 +994,7 @@ class Session:
         if self.state is State.CLOSED:
             return
         self._say(answer)
-        self.ending = ending
+        self.ending = Ending.REFUSED if self._is_unwelcome else ending
         self._input = b""
         self._action = Close()
         self.state = State.CLOSED
@@ -999,14 +1046,16 @@ class Session:
             self._dialogue.append(octets if len(octets) < _DIALOGUE_ENTRY_OCTETS else octets[:_DIALOGUE_ENTRY_OCTETS])
 
     def _dialogue_text(self) -> str:
-        # Replies are kept as sent, with their CRLF; what the client said has none.
+        # Replies are kept as sent, with their CRLF; what is marked as the client's is a line.
         entries = [
-            b"S: " + octets[:-2].replace(b"\r\n", b"\nS: ") if octets.endswith(b"\r\n") else octets
+            octets if octets.startswith(b"C: ") else b"S: " + octets.removesuffix(b"\r\n").replace(b"\r\n", b"\nS: ")
             for octets in self._dialogue
         ]
         if len(entries) == _DIALOGUE_ENTRIES:
             entries.append(b"(and more)")
-        return b"\n".join(entries).decode("ascii", "backslashreplace").replace("\0", "\\x00")
+        text = b"\n".join(entries).decode("ascii", "backslashreplace")
+        # What the client said must neither end a line of this text nor move anybody's cursor.
+        return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
 
 
 def _accepted(transaction_id: int) -> Reply:
