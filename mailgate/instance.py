@@ -52,6 +52,7 @@ def announce(config_path: Path, pid: int, *, listeners: Sequence[str] = (), fold
     @raises OSError: no runtime folder can be written; the service goes on without.
     """
     folder = folder or _own_folder()
+    _sweep(folder)
     content = {
         "pid": pid,
         "started": _start_of(pid),
@@ -70,6 +71,15 @@ def announce(config_path: Path, pid: int, *, listeners: Sequence[str] = (), fold
     finally:
         Path(temporary).unlink(missing_ok=True)  # whole or absent: after the replacement there is nothing to remove
     return path
+
+
+def _sweep(folder: Path) -> None:
+    """Remove the announcements of processes that ended without withdrawing."""
+    for path in folder.glob("*.json"):
+        instance = _read(path, os.geteuid(), is_ours=True)
+        if instance is not None and not _is_alive(instance):
+            with suppress(OSError):
+                path.unlink()
 
 
 def withdraw(pid: int | None = None, *, folder: Path | None = None) -> None:

@@ -42,7 +42,7 @@ class Failure(click.ClickException):
         first, *more = self.format_message().splitlines() or [""]
         print_error(first)
         for line in more:
-            print_note(line)
+            click.echo(f"  {clean(line)}", err=True)
 
 
 def _load_queries() -> dict[str, str]:

@@ -55,6 +55,17 @@ def test_an_instance_whose_process_ended_is_gone() -> None:
     assert running() == []
 
 
+def test_what_ended_instances_left_is_swept_away(runtime: Path) -> None:
+    """One that starts tidies up after those that were killed, and leaves those that run."""
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    announce(Path("mailgate.toml"), ended.pid)
+    announce(Path("mailgate.toml"), os.getppid())
+    ended.wait()
+    announce(Path("mailgate.toml"), os.getpid())
+    names = {path.name for path in (runtime / "mailgate").iterdir()}
+    assert names == {f"{os.getpid()}.json", f"{os.getppid()}.json"}
+
+
 def test_a_process_that_has_the_number_of_an_ended_one_is_another(runtime: Path) -> None:
     """Process ids are used again; the time when the process started tells them apart."""
     path = announce(Path("mailgate.toml"), os.getpid())
