@@ -293,7 +293,6 @@ class Limits:
     line_octets: Annotated[int, Integer(998, 1 << 20, "a number of octets")] = 998
     command_octets: Annotated[int, Integer(512, 1 << 16, "a number of octets")] = 2048
     memory_octets: Annotated[int, Octets] = 268_435_456
-    write_buffer_octets: Annotated[int, Octets] = 65_536
     goodbye_seconds: Annotated[float, Seconds] = 10.0
 
 
@@ -304,13 +303,6 @@ class Tolerate:
     bare_line_ends_from: Networks = ()
     nul_from: Networks = ()
     long_lines_from: Networks = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Resend:
-    """How long a transaction whose 250 the client never confirmed is known again."""
-
-    window_seconds: Annotated[float, Seconds] = 3600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -356,7 +348,6 @@ class Config:
     tls: Tls
     limits: Limits
     tolerate: Tolerate
-    resend: Resend
     dns: Dns
     retention: Retention
     shutdown: Shutdown

@@ -150,7 +150,7 @@ class MailgateService(MultiService):
         large = [
             self._keep(Connection(self._reactor, dsn, name=f"mailgate-large-{which}", setup=settle)) for which in (1, 2)
         ]
-        behind = self._keep(Pool(self._reactor, dsn, size=1, name="mailgate-journal"))
+        behind = self._keep(Connection(self._reactor, dsn, name="mailgate-journal", setup=settle))
         for connections in (control, writing, *large, behind):
             await self._wait_for(connections)
         self._directory = Directory(self._reactor, pool, control, postmaster=config.postmaster)
@@ -164,6 +164,14 @@ class MailgateService(MultiService):
             wait_seconds=database.wait_seconds,
         )
         self._journal = Journal(self._reactor, behind, node=config.node)
+        self._retention = Retention(
+            self._reactor,
+            behind,
+            record_days=config.retention.record_days,
+            folder_days=dict(config.retention.folders),
+            time=time.time,
+        )
+        self._retention.start()
         return number
 
     def _keep(self, connections: Any) -> Any:  # Any: a Connection gives a Connection, a Pool a Pool
