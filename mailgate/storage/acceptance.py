@@ -55,7 +55,7 @@ def accept_statement(
     lost: Collection[int] = (),
     is_in_pieces: bool = False,
 ) -> bytes:
-    """The statement for these messages, whose ids and resend keys are all different.
+    """The statement for these messages, whose ids are all different.
 
     `is_in_pieces`: their content is in message_piece already.
 

@@ -162,7 +162,7 @@ class MailboxWriter:
         self._octets = 0
         self._notes = _Notes()
         self._repeats: dict[int, int] = {}  # transactions that were resends: the message that they repeated
-        self._doubtful: dict[bytes, tuple[int, float]] = {}  # resend key: a message that may be stored; since when
+        self._doubtful: dict[bytes, tuple[float, tuple[int, ...]]] = {}  # by resend key: since when, which messages
         self._is_writing = False
         self._is_stopping = False
         self._timer: IDelayedCall | None = None
@@ -244,22 +244,14 @@ class MailboxWriter:
             self._check_idle()
 
     def _take_batch(self) -> list[_Waiting]:
-        """The next messages, with no resend key twice: the second has to see what became of the first."""
-        batch: list[_Waiting] = []
-        keys: set[bytes] = set()
-        put_off: list[_Waiting] = []
-        octets = 0
+        """The next messages, at least one."""
+        batch = [self._waiting.popleft()]
+        octets = batch[0].message.content.size_octets
         while self._waiting and len(batch) < MAX_BATCH_MESSAGES:
-            waiting = self._waiting[0]
-            if waiting.key in keys:
-                put_off.append(self._waiting.popleft())
-                continue
-            octets += waiting.message.content.size_octets
-            if batch and octets > MAX_BATCH_OCTETS:
+            octets += self._waiting[0].message.content.size_octets
+            if octets > MAX_BATCH_OCTETS:
                 break
-            keys.add(waiting.key)
             batch.append(self._waiting.popleft())
-        self._waiting.extendleft(reversed(put_off))
         return batch
 
     async def _write(self, batch: Sequence[_Waiting]) -> None:
@@ -461,22 +453,23 @@ class MailboxWriter:
         """The client hears 451, and yet the message may be stored: then its resend must be recognised."""
         identifier = waiting.message.transaction.id
         self._notes.lost[identifier] = None
-        self._doubtful[waiting.key] = (identifier, self._reactor.seconds())
+        since, identifiers = self._reactor.seconds(), self._doubtful.pop(waiting.key, (0.0, ()))[1]
+        self._doubtful[waiting.key] = (since, (*identifiers, identifier))
         while len(self._doubtful) > _MAX_DOUBTFUL:
             del self._doubtful[next(iter(self._doubtful))]
 
     def _recall_doubtful(self, batch: Sequence[_Waiting]) -> None:
-        """Say again of a message that may be stored that its client doesn't know, together with what may repeat it.
+        """Say again of messages that may be stored that their client doesn't know, together with what may repeat them.
 
-        When it was said first, the attempt to store it may still have been under way.
+        When it was said first, the attempt to store them may still have been under way.
         """
         if not self._doubtful:
             return
         oldest = self._reactor.seconds() - _RESEND_SECONDS
         for waiting in batch:
-            doubtful = self._doubtful.pop(waiting.key, None)
-            if doubtful is not None and doubtful[1] > oldest:
-                self._notes.lost[doubtful[0]] = None
+            since, identifiers = self._doubtful.pop(waiting.key, (0.0, ()))
+            if since > oldest:
+                self._notes.lost.update(dict.fromkeys(identifiers))
 
 
 def pieces_of(pieces: Iterable[bytes], octets: int) -> Iterator[bytes]:

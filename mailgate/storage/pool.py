@@ -124,7 +124,8 @@ class _Wire(txpostgres.Connection):  # type: ignore[misc]  # the base class has 
             self._lost(error)
             return
         self.checkForNotifies()
-        if not self._connection.closed and not self._cursors:
+        # A connection that is refused while it is being made is not closed, but has no socket any more.
+        if self.fileno() >= 0 and not self._cursors:
             self.reactor.addReader(self)
 
     def connectionLost(self, reason: Failure) -> None:
@@ -492,9 +493,9 @@ class Connection:
 
     def _drop(self, wire: _Wire, reason: StorageUnavailable) -> None:
         query, self._running = self._running, None
-        wire.close()
         if query is not None:
             query.fail(reason)
+        wire.close()
 
     async def _wait(self, backoff_seconds: float) -> None:
         self._paused = Deferred(lambda _: self._end_pause())

@@ -530,20 +530,34 @@ BEGIN
         skipped := known;
     END IF;
 
-    -- Repeated by the client, because it can't know of our 250.
-    SELECT array_agg(first.pair), array_agg(first.id) INTO resends, resent
-    FROM (
-        SELECT DISTINCT ON (n.id) n.id, ARRAY[n.id, u.transaction_id] AS pair
-        FROM unnest(p_id, p_resend_key) AS n (id, resend_key)
-        JOIN mailgate.unconfirmed u ON u.resend_key = n.resend_key
-        WHERE n.id <> ALL (skipped)
-          AND u.accepted_at > now() - interval '1 hour'
-          AND (u.resent_by = n.id
-               OR u.is_lost
-               OR u.accepted_at < now() - interval '30 seconds'
-               OR (u.instance <> p_instance AND NOT mailgate.instance_is_alive(u.instance)))
-        ORDER BY n.id, u.transaction_id
-    ) AS first;
+    -- Repeated by the client, because it can't know of our 250. Each row of unconfirmed is good for one resend, as if
+    -- the messages of the batch came one after the other; what an earlier attempt has decided stays decided.
+    IF EXISTS (SELECT FROM mailgate.unconfirmed u WHERE u.resend_key = ANY (p_resend_key)) THEN
+        WITH new AS (
+            SELECT n.id, n.resend_key, u.transaction_id AS first_id
+            FROM unnest(p_id, p_resend_key) AS n (id, resend_key)
+            LEFT JOIN mailgate.unconfirmed u ON u.resend_key = n.resend_key AND u.resent_by = n.id
+            WHERE n.id <> ALL (skipped)
+        ), undecided AS (
+            SELECT id, resend_key, row_number() OVER (PARTITION BY resend_key ORDER BY id) AS place
+            FROM new WHERE first_id IS NULL
+        ), unknown_to_client AS (
+            SELECT u.transaction_id AS first_id, u.resend_key,
+                   row_number() OVER (PARTITION BY u.resend_key ORDER BY u.transaction_id) AS place
+            FROM mailgate.unconfirmed u
+            WHERE u.resend_key = ANY (p_resend_key)
+              AND u.transaction_id <> ALL (p_id)
+              AND u.accepted_at > now() - interval '1 hour'
+              AND (u.is_lost
+                   OR u.accepted_at < now() - interval '30 seconds'
+                   OR (u.instance <> p_instance AND NOT mailgate.instance_is_alive(u.instance)))
+        ), repeated AS (
+            SELECT id, first_id FROM new WHERE first_id IS NOT NULL
+            UNION ALL
+            SELECT n.id, u.first_id FROM undecided n JOIN unknown_to_client u USING (resend_key, place)
+        )
+        SELECT array_agg(ARRAY[id, first_id]), array_agg(id) INTO resends, resent FROM repeated;
+    END IF;
     IF resent IS NOT NULL THEN
         UPDATE mailgate.unconfirmed u
         SET instance = p_instance, is_lost = false, accepted_at = now(), resent_by = r.id
@@ -947,6 +961,7 @@ BEGIN
                 END IF;
                 CONTINUE;
             END IF;
+            CONTINUE WHEN is_role AND w_depth[i] = 0;
             kind := CASE WHEN w_depth[i] = 0 THEN 'unknown' ELSE 'dangling' END;
             RETURN NEXT;
         END LOOP;

@@ -151,7 +151,7 @@ class SettleTests(TestCase):
         assert await self.setting_after_settle("-c client_encoding=LATIN1", "client_encoding") == "UTF8"
 
     async def test_a_database_of_another_encoding_is_refused(self) -> None:
-        answers = [("UTF8", "SQL_ASCII", "on")]
+        answers: list[tuple[str, ...]] = [("UTF8", "SQL_ASCII", "on")]
 
         async def execute(_: str) -> list[tuple[str, ...]]:
             return answers
