@@ -10,7 +10,7 @@ from mailgate.config import load_config
 from mailgate.toml import ConfigError
 
 
-@click.command("check-config")
+@click.command("check-config", short_help="Check a configuration file.")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.pass_context
 def check_config(context: click.Context, file: Path) -> None:

@@ -46,7 +46,7 @@ class _Delivery:
         return with_lf(content.pieces(database))
 
 
-@click.command("export")
+@click.command("export", short_help="Write a mailbox to maildir or mbox.")
 @click.argument("address", metavar="ADDRESS", type=address_argument)
 @click.option("--format", "format_", type=click.Choice(["maildir", "mbox"]), required=True, help="How to write it.")
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path, file_okay=False))

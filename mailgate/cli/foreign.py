@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
+from pathlib import Path
 
 INBOX = "INBOX"
 
@@ -25,3 +26,14 @@ class ForeignMessage:
     flags: tuple[str, ...]  # as IMAP writes them
     received_at: datetime | None
     pieces: Callable[[], Iterator[bytes]]
+
+
+def time_of_file(path: Path) -> datetime | None:
+    """When the file was last written, or None where its time is none that we can use.
+
+    @raises OSError: there is no such file.
+    """
+    try:
+        return datetime.fromtimestamp(path.lstat().st_mtime, UTC)
+    except (ValueError, OverflowError):
+        return None

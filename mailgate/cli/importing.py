@@ -19,7 +19,7 @@ import click
 
 from mailgate.cli.address import address_argument
 from mailgate.cli.database import Database, Failure, Invocation, pass_invocation, text_array_literal
-from mailgate.cli.foreign import INBOX, ForeignMessage, FormatError
+from mailgate.cli.foreign import INBOX, ForeignMessage, FormatError, time_of_file
 from mailgate.cli.lines import with_crlf
 from mailgate.cli.mailbox import Mailbox, mailbox_at
 from mailgate.cli.maildir import count_messages, read_maildir, read_pieces
@@ -35,9 +35,10 @@ _MAX_BATCH_MESSAGES = 100
 _MAX_BATCH_OCTETS = 4 * 1024 * 1024
 _MAX_INLINE_OCTETS = 1024 * 1024
 _PIECE_OCTETS = 256 * 1024
+_EARLIEST = datetime(1970, 1, 2, tzinfo=UTC)
 
 
-@click.command("import")
+@click.command("import", short_help="Read maildir, mbox or eml into a mailbox.")
 @click.argument("address", metavar="ADDRESS", type=address_argument)
 @click.option("--format", "format_", type=click.Choice(["maildir", "mbox", "eml"]), required=True, help="What PATH is.")
 @click.option("--folder", metavar="NAME", help="Put everything there, whatever folder it comes from.")
@@ -114,8 +115,7 @@ def _from_eml(path: Path) -> _Source:
         raise FormatError(f"{path} has no file that ends in .eml")
 
     def message(file: Path) -> ForeignMessage:
-        received_at = datetime.fromtimestamp(file.stat().st_mtime, UTC)
-        return ForeignMessage(str(file), INBOX, (), received_at, lambda: read_pieces(file))
+        return ForeignMessage(str(file), INBOX, (), time_of_file(file), lambda: read_pieces(file))
 
     return _Source(((message(file), number) for number, file in enumerate(files, 1)), len(files))
 
@@ -272,14 +272,25 @@ def _pending(
     return _Pending(
         id=identifier,
         name=message.name,
-        folder=folder,
-        flags=message.flags,
-        received_at=message.received_at or datetime.now(UTC),
+        folder=_storable(folder) or INBOX,
+        flags=tuple(dict.fromkeys(filter(None, map(_storable, message.flags)))),
+        received_at=_plausible(message.received_at),
         header=MessageContent(beginning, size_octets, sha256).header(),
         content=content,
         size_octets=size_octets,
         sha256=sha256,
     )
+
+
+def _storable(text: str) -> str:
+    """The text without what PostgreSQL's text can't hold; names of files and fields of others may have it."""
+    return text.replace("\0", "").encode("utf-8", "replace").decode("utf-8")
+
+
+def _plausible(received_at: datetime | None) -> datetime:
+    """That time, or now where nobody can have received anything then."""
+    now = datetime.now(UTC)
+    return received_at if received_at is not None and _EARLIEST < received_at < now else now
 
 
 def _both(first: list[bytes], rest: Iterator[bytes]) -> Iterator[bytes]:

@@ -61,7 +61,7 @@ class Entry:
         }
 
 
-@click.command()
+@click.command(short_help="Show what is in a mailbox, and what comes.")
 @click.argument("address", metavar="ADDRESS", type=address_argument)
 @click.option("--folder", metavar="NAME", help="Only this folder, such as Junk.")
 @click.option("--limit", type=click.IntRange(min=0), default=50, show_default=True, help="At most that many.")

@@ -19,11 +19,11 @@ import re
 import stat
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from urllib.parse import unquote
 
-from mailgate.cli.foreign import INBOX, ForeignMessage, FormatError
+from mailgate.cli.foreign import INBOX, ForeignMessage, FormatError, time_of_file
 
 _LETTERS = {
     "\\Draft": "D",
@@ -153,8 +153,7 @@ def _read(path: Path, folder: str, keywords: Sequence[str]) -> Iterator[ForeignM
         elif 0 <= place < len(keywords):
             flags.append(keywords[place])
     with suppress(FileNotFoundError):  # a mail reader has moved it meanwhile
-        received_at = datetime.fromtimestamp(path.lstat().st_mtime, UTC)
-        yield ForeignMessage(str(path), folder, tuple(flags), received_at, lambda: read_pieces(path))
+        yield ForeignMessage(str(path), folder, tuple(flags), time_of_file(path), lambda: read_pieces(path))
 
 
 def read_pieces(path: Path) -> Iterator[bytes]:

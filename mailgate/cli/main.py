@@ -28,6 +28,27 @@ def main(context: click.Context, config: Path | None) -> None:
     context.obj = Invocation(config)
 
 
+def _take_config(context: click.Context, _parameter: click.Parameter, value: Path | None) -> None:
+    if value is not None:
+        context.obj = Invocation(value)
+
+
+def _allow_config_behind(command: click.Command) -> None:
+    """Let --config stand behind the command too, where people often put it."""
+    if isinstance(command, click.Group):
+        for below in command.commands.values():
+            _allow_config_behind(below)
+    command.params.append(
+        click.Option(
+            ["-c", "--config"],
+            type=click.Path(path_type=Path, dir_okay=False),
+            callback=_take_config,
+            expose_value=False,
+            hidden=True,
+        )
+    )
+
+
 for command in (
     check.check_config,
     schema.db,
@@ -41,4 +62,5 @@ for command in (
     record.sessions,
     record.refusals,
 ):
+    _allow_config_behind(command)
     main.add_command(command)

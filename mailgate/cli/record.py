@@ -62,7 +62,7 @@ _limit = click.option("--limit", type=click.IntRange(min=0), default=50, show_de
 _as_json = click.option("--json", "as_json", is_flag=True, help="Print an array of objects.")
 
 
-@click.command()
+@click.command(short_help="Show who connected lately.")
 @_since
 @_limit
 @_as_json
@@ -100,7 +100,7 @@ def sessions(invocation: Invocation, since: datetime, limit: int, as_json: bool)
         )
 
 
-@click.command()
+@click.command(short_help="Show what was refused lately.")
 @_since
 @_limit
 @_as_json

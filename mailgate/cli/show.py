@@ -105,7 +105,7 @@ class Transaction:
         }
 
 
-@click.command()
+@click.command(short_help="Show a message, or what became of an id.")
 @click.argument("identifier", metavar="ID", type=id_argument)
 @click.option("--raw", is_flag=True, help="Write the message's octets, our trace fields first, and nothing else.")
 @click.option("--json", "as_json", is_flag=True, help="Print an object.")

@@ -83,6 +83,14 @@ def test_the_environment_names_the_configuration(mailgate: Command, monkeypatch:
     assert CliRunner().invoke(main, ["db", "status"]).exit_code == 0
 
 
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_the_option_may_stand_anywhere(mailgate: Command, place: int) -> None:
+    """Before the command, within it, behind it."""
+    arguments = ["domain", "list"]
+    arguments[place:place] = ["--config", str(mailgate.config_path)]
+    assert CliRunner().invoke(main, arguments).exit_code == 0
+
+
 def test_a_database_out_of_reach_is_one_line(tmp_path: Path) -> None:
     """No traceback, no connection string."""
     said = command_for(f"host={tmp_path} password=secret dbname=x", tmp_path).fails("domain", "list")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 
 import psycopg2
@@ -176,6 +177,29 @@ def test_empty_files_are_passed_over(mailgate: Command, alice: int, tmp_path: Pa
     assert mailgate.ok("import", "alice@example.test", "--format", "eml", str(tmp_path)) == (
         "imported 1 message into alice@example.test; skipped 1 empty file\n"
     )
+
+
+def test_names_that_the_database_cannot_hold_are_made_to_fit(mailgate: Command, alice: int, tmp_path: Path) -> None:
+    """Folders are named by files, and flags by fields, of whoever made them."""
+    folder = tmp_path / "maildir" / os.fsdecode(b".a%00b\xff")
+    for name in (tmp_path / "maildir" / "cur", folder / "cur", folder / "new"):
+        name.mkdir(parents=True)
+    (folder / "new" / "1").write_bytes(HELLO)
+    (tmp_path / "x.mbox").write_bytes(b"From a\nX-Keywords: a\0b \0 \xff a\0b\n\nbody\n")
+    mailgate.ok("import", "alice@example.test", "--format", "maildir", str(tmp_path / "maildir"))
+    mailgate.ok("import", "alice@example.test", "--format", "mbox", str(tmp_path / "x.mbox"))
+    first, second = mailgate.json("inbox", "alice@example.test")
+    assert first["folder"] == "ab?"
+    assert second["flags"] == ["ab", "\ufffd"]
+
+
+@pytest.mark.parametrize("year", ["1900", "1969", "2400", "9999", "10000"])
+def test_an_implausible_time_is_now(mailgate: Command, alice: int, tmp_path: Path, year: str) -> None:
+    """Else it would be a time that nothing on the way to the screen can hold."""
+    (tmp_path / "x.mbox").write_bytes(f"From a Mon Nov 23 13:00:05 {year} +1400\nSubject: x\n\nbody\n".encode())
+    mailgate.ok("import", "alice@example.test", "--format", "mbox", str(tmp_path / "x.mbox"))
+    (record,) = mailgate.json("inbox", "alice@example.test")
+    assert abs(datetime.fromisoformat(record["received_at"]).timestamp() - time.time()) < 60
 
 
 @pytest.mark.parametrize("format_", ["maildir", "mbox", "eml"])
