@@ -5,6 +5,8 @@ Exit status: 0, 1 where a command failed, 2 where it was called wrongly.
 
 from __future__ import annotations
 
+import io
+import sys
 from pathlib import Path
 
 import click
@@ -25,6 +27,9 @@ from mailgate.cli.database import Invocation
 @click.pass_context
 def main(context: click.Context, config: Path | None) -> None:
     """Look after a mailgate: who gets mail here, what came, and what was refused."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that lacks a character shows a question mark
     context.obj = Invocation(config)
 
 

@@ -125,6 +125,15 @@ def test_following_in_json_prints_an_object_a_line(mailgate: Command, alice: int
     following.interrupt()
 
 
+def test_a_lost_notification_delays_a_message_and_no_more(mailgate: Command, alice: int) -> None:
+    """Followers look by themselves every few seconds."""
+    following = _Following(mailgate)
+    assert following.line().startswith("ID")
+    id_ = deliver(mailgate.dsn, alice, CONTENT, with_notification=False)
+    assert following.line().startswith(encode_id(id_))
+    following.interrupt()
+
+
 def test_following_survives_a_lost_connection(mailgate: Command, alice: int) -> None:
     """mailgate, and with it an embedded database, may be restarted meanwhile."""
     deliver(mailgate.dsn, alice, CONTENT)
@@ -259,6 +268,16 @@ def test_refusals_are_those_of_the_view(mailgate: Command) -> None:
         tuple(record[key] for key in ("id", "forward_path", "stage", "reply")) for record in mailgate.json("refusals")
     ]
     assert sorted(map(str, listed)) == sorted(map(str, view))
+
+
+def test_a_terminal_without_unicode_gets_what_it_can_show(mailgate: Command, alice: int) -> None:
+    """Rather than a traceback."""
+    deliver(mailgate.dsn, alice, CONTENT, subject="Grüße")
+    command, environment = mailgate.in_process("inbox", "alice@example.test")
+    done = subprocess.run(
+        command, env=environment | {"PYTHONIOENCODING": "ascii"}, capture_output=True, check=True, timeout=60
+    )
+    assert b"Gr??e" in done.stdout
 
 
 def test_an_unknown_id_is_a_failure(mailgate: Command) -> None:

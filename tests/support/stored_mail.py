@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import time
 from contextlib import closing
 from typing import TYPE_CHECKING
@@ -44,6 +45,7 @@ def deliver(
     reverse_path: str = "carol@example.org",
     piece_octets: int | None = None,
     with_transaction: bool = True,
+    with_notification: bool = True,
 ) -> int:
     """The id of a new message in that mailbox; its content is kept in pieces where `piece_octets` is given."""
     identifier = _ids.next()
@@ -77,9 +79,9 @@ def deliver(
             " VALUES (%s, %s, %s, %s, %s, id_time(%s))",
             (mailbox_id, uid, identifier, folder, list(flags), identifier),
         )
-        cursor.execute(
-            "SELECT pg_notify('newmail', format('{\"mailbox\":%%s,\"uid\":%%s}', %s, %s))", (mailbox_id, uid)
-        )
+        if with_notification:
+            payload = json.dumps({"mailbox": mailbox_id, "uid": uid})
+            cursor.execute("SELECT pg_notify('newmail', %s)", (payload,))
     return identifier
 
 
