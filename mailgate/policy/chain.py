@@ -1,12 +1,24 @@
 """The policy chain: one decision from the verdicts of several policies.
 
-The policies of a stage are asked in the configured order. The first Reject or Defer decides, and no later policy is
-asked; an Accept ends the asking as well, without an objection. Quarantine and Discard let the asking go on, since a
-later policy may refuse the message with an honest reply; at the end Discard outweighs Quarantine. Notes of all that
-were asked are kept, those of the deciding verdict included.
+A chain is made of members: a policy, with the listeners and the recipients' domains that it is for. At each stage
 
-Doubt is ours, and must not bounce mail: a policy that raises, answers nonsense, or lets the stage's deadline pass
-means 451 for that transaction, a log event with its name, and nothing for any other session.
+- the policies that concern the request are asked in the configured order. Those that have to wait, wait at the same
+  time; only a policy that names others in `after` is asked once they have answered, and sees their notes.
+- Verdicts count in the configured order, whoever answered first. The first Reject or Defer decides; an Accept ends the
+  stage without an objection. What stands behind either in the order counts for nothing, and is cancelled if it waits.
+- Quarantine and Discard let the asking go on, since a later policy may refuse the message with an honest reply; at the
+  end Discard outweighs Quarantine, and of two alike the first counts.
+- Notes are kept of all that count.
+
+A member that is for some domains only is asked before the recipients are known as well, for what it may learn; but its
+objection is then kept, and holds against each recipient in those domains at RCPT. At the end of data, an objection for
+some of the recipients can't be said in one reply without lying to somebody, and a bounce would go to whoever was
+forged: there a Reject becomes a quarantine for the recipients that it is for, Quarantine and Discard hold for them
+alone, and only Defer holds for all (the client will send again, and nothing is lost).
+
+Doubt is ours, and must not bounce mail: a policy that raises, answers nonsense, or lets the stage's deadline pass means
+451 for that transaction, a log event with its name, and nothing for any other session. A policy that holds the
+reactor up is named in the log, with how long.
 
 A decision is given at once where no policy had to wait: that is the hot path, and it makes no Deferred.
 """
@@ -14,138 +26,402 @@ A decision is given at once where no policy had to wait: that is the hot path, a
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+import ipaddress
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, TypeVar, assert_never
 
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.defer import TimeoutError as DeferredTimeoutError
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
-from mailgate.policy.stage import Request, Stage
-from mailgate.policy.verdict import Accept, Continue, Decision, Defer, Discard, Quarantine, Reject, Verdict
+from mailgate.policy.stage import Request, Role, Stage
+from mailgate.policy.verdict import Accept, Continue, Decision, Defer, Discard, Fate, Quarantine, Reject, Verdict
+from mailgate.smtp.grammar import domain_key
 from mailgate.smtp.reply import reply
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from twisted.internet.interfaces import IReactorTime
 
     from mailgate.interfaces import IPolicy
 
+_T = TypeVar("_T")
+
 DEFAULT_DEADLINE_SECONDS = 30.0
+BLOCKING_SECONDS = 0.1
 
 _UNDECIDED = Defer(reply(451, "4.3.0", "A check could not be completed; try again later"))
-_GO_ON = Decision(Continue())
+_CONTINUE = Continue()
+_GO_ON = Decision(_CONTINUE)
+
+_BEFORE_RECIPIENTS = frozenset({Stage.CONNECT, Stage.HELO, Stage.MAIL})
+
+_log = Logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A policy's place in the chain."""
+
+    policy: IPolicy
+    roles: frozenset[Role] = frozenset(Role)
+    domains: frozenset[str] = frozenset()  # of recipients, as `domain_key` gives them; empty: all
+    spares_loopback: bool = False  # clients on this machine are not asked about
+
+    @property
+    def name(self) -> str:
+        """The policy's name."""
+        return self.policy.name
+
+    @property
+    def after(self) -> frozenset[str]:
+        """The policies whose notes of the same stage it wants to see."""
+        return frozenset(getattr(self.policy, "after", ()))
+
+
+@dataclass(frozen=True, slots=True)
+class _Postponed:
+    """A note: an objection that was raised before the recipients were known, and holds for those in some domains."""
+
+    domains: frozenset[str]
+    verdict: Reject | Defer | Quarantine | Discard
+    policy: str
 
 
 class Chain:
-    """The policies of one listener, in order."""
-
-    _log = Logger()
+    """The policies of a node, in order."""
 
     def __init__(
         self,
         clock: IReactorTime,
-        policies: Sequence[IPolicy],
+        members: Iterable[Member | IPolicy],
         deadlines_seconds: Mapping[Stage, float] | None = None,
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        """A stage without a deadline of its own has DEFAULT_DEADLINE_SECONDS."""
+        """A stage without a deadline of its own has DEFAULT_DEADLINE_SECONDS. `monotonic` times what blocks.
+
+        @raises ValueError: policies wait for each other.
+        """
         self._clock = clock
-        self._by_stage: dict[Stage, tuple[IPolicy, ...]] = {
-            stage: tuple(policy for policy in policies if stage in policy.stages)  # type: ignore[operator]  # IPolicy.stages: Attribute
-            for stage in Stage
-        }
+        self._monotonic = monotonic
         self._deadlines = dict(deadlines_seconds or {})
+        ordered = [member if isinstance(member, Member) else Member(member) for member in members]
+        self._waves: dict[tuple[Stage, Role], tuple[tuple[Member, ...], ...]] = {
+            (stage, role): _waves([m for m in ordered if role in m.roles and stage in m.policy.stages])  # type: ignore[operator]  # an Attribute
+            for stage in Stage
+            for role in Role
+        }
 
     def decide(self, request: Request) -> Decision | Deferred[Decision]:
         """The decision for a request, or a Deferred of it, which never fails except by being cancelled."""
-        policies = self._by_stage[request.stage]
-        if not policies:
-            return _GO_ON
-        merge = _Merge()
-        remaining = iter(policies)
-        for policy in remaining:
-            try:
-                answer: object = policy.decide(request)  # type: ignore[no-untyped-call]  # an interface has no types
-            except Exception:
-                answer = self._failed(policy, request)
-            if inspect.isawaitable(answer):
-                return self._decide_later(request, merge, policy, answer, remaining)
-            if merge.ends_with(policy, self._checked(answer, policy, request)):
-                break
+        merge = _Merge(request)
+        if request.stage is Stage.RCPT and request.notes and merge.recall():
+            return merge.decision()
+        waves = self._waves[request.stage, request.session.role]
+        for number, wave in enumerate(waves):
+            asked, waits = self._ask(wave, request, merge)
+            if waits:
+                return self._decide_later(request, merge, asked, waves[number + 1 :])
+            for member, verdict in asked:
+                if merge.ends_with(member, verdict):  # type: ignore[arg-type]  # none of them waits
+                    return merge.decision()
         return merge.decision()
+
+    def _ask(
+        self, wave: Sequence[Member], request: Request, merge: _Merge
+    ) -> tuple[list[tuple[Member, Verdict | Deferred[Verdict]]], bool]:
+        """Ask the members of a wave that the request concerns; whether any of them has to wait."""
+        if merge.notes:
+            request = replace(request, notes=request.notes + merge.notes)
+        asked: list[tuple[Member, Verdict | Deferred[Verdict]]] = []
+        waits = False
+        for member in wave:
+            if not _concerns(member, request):
+                continue
+            answer = self._ask_one(member, request)
+            asked.append((member, answer))
+            if isinstance(answer, Deferred):
+                waits = True
+            elif not waits and isinstance(answer, Reject | Defer | Accept) and not member.domains:
+                break
+        return asked, waits
+
+    def _ask_one(self, member: Member, request: Request) -> Verdict | Deferred[Verdict]:
+        began = self._monotonic()
+        try:
+            answer: object = member.policy.decide(request)  # type: ignore[no-untyped-call]  # an interface has no types
+        except Exception:
+            answer = self._failed(member, request)
+        self._note_blocking(member, request, began)
+        if not inspect.isawaitable(answer):
+            return self._checked(answer, member, request)
+        return Deferred.fromCoroutine(self._awaited(member, request, answer))
+
+    async def _awaited(self, member: Member, request: Request, answer: Awaitable[object]) -> Verdict:
+        try:
+            if inspect.iscoroutine(answer):
+                verdict = await _Timed(answer, self._monotonic, lambda b: self._note_blocking(member, request, b))
+            else:
+                verdict = await answer
+        except CancelledError:
+            raise
+        except Exception:
+            return self._failed(member, request)
+        return self._checked(verdict, member, request)
 
     def _decide_later(
         self,
         request: Request,
         merge: _Merge,
-        policy: IPolicy,
-        answer: Awaitable[object],
-        remaining: Iterator[IPolicy],
+        asked: list[tuple[Member, Verdict | Deferred[Verdict]]],
+        waves: Sequence[Sequence[Member]],
     ) -> Deferred[Decision]:
-        asked = policy  # the policy that is being waited for
+        waiting: dict[Deferred[Verdict], Member] = {}  # those whose answer has not come
 
-        async def ask() -> Decision:
-            nonlocal asked
-            waiting: object = answer
-            while True:
-                try:
-                    verdict: object = await waiting if inspect.isawaitable(waiting) else waiting
-                except CancelledError:
-                    raise
-                except Exception:
-                    verdict = self._failed(asked, request)
-                if merge.ends_with(asked, self._checked(verdict, asked, request)):
-                    return merge.decision()
-                following = next(remaining, None)
-                if following is None:
-                    return merge.decision()
-                asked = following
-                try:
-                    waiting = asked.decide(request)  # type: ignore[no-untyped-call]  # as above
-                except Exception:
-                    waiting = self._failed(asked, request)
+        def answered(result: _T, deferred: Deferred[Verdict]) -> _T:
+            if not isinstance(result, Failure):
+                del waiting[deferred]
+            return result
 
-        def too_late(_result: object, seconds: float) -> Decision:
-            self._log.error(
+        def enlist(answers: Iterable[tuple[Member, Verdict | Deferred[Verdict]]]) -> None:
+            for member, answer in answers:
+                if isinstance(answer, Deferred):
+                    waiting[answer] = member
+                    answer.addBoth(answered, answer)
+
+        async def collect() -> Decision:
+            wave_answers = asked
+            for wave in (*waves, ()):
+                for member, answer in wave_answers:
+                    if merge.ends_with(member, await answer if isinstance(answer, Deferred) else answer):
+                        give_up()
+                        return merge.decision()
+                wave_answers, _ = self._ask(wave, request, merge)
+                enlist(wave_answers)
+            return merge.decision()
+
+        def give_up() -> None:
+            for deferred in tuple(waiting):
+                deferred.addErrback(lambda failure: failure.trap(CancelledError) and None)
+                deferred.cancel()
+
+        def cancelled(failure: Failure) -> Failure:
+            give_up()
+            return failure
+
+        deadline = self._deadlines.get(request.stage, DEFAULT_DEADLINE_SECONDS)
+
+        def too_late(_result: object, _seconds: float) -> Decision:
+            names = [member.name for member in waiting.values()]
+            _log.error(
                 "policy {policy} missed the deadline of {seconds} s at {stage} in session {session}",
-                policy=asked.name,
-                seconds=seconds,
+                policy=", ".join(names),
+                seconds=deadline,
                 stage=request.stage.value,
                 session=request.session.id,
             )
-            raise DeferredTimeoutError
+            return Decision(_UNDECIDED, names[0] if names else "", merge.notes)
 
-        deadline = self._deadlines.get(request.stage, DEFAULT_DEADLINE_SECONDS)
-        deferred = Deferred.fromCoroutine(ask())
-        deferred.addTimeout(deadline, self._clock, onTimeoutCancel=too_late)
+        enlist(asked)
+        deciding = Deferred.fromCoroutine(collect())
+        deciding.addErrback(cancelled)
+        return deciding.addTimeout(deadline, self._clock, onTimeoutCancel=too_late)
 
-        def undecided(failure: Any) -> Decision:  # Any: twisted.python.failure.Failure is not generic in its use
-            failure.trap(DeferredTimeoutError)
-            return Decision(_UNDECIDED, asked.name, merge.notes)
-
-        return deferred.addErrback(undecided)
-
-    def _checked(self, answer: object, policy: IPolicy, request: Request) -> Verdict:
-        if isinstance(answer, (Continue, Accept, Reject, Defer, Quarantine, Discard)) and _is_sound(answer):
+    def _checked(self, answer: object, member: Member, request: Request) -> Verdict:
+        if isinstance(answer, Continue | Accept | Reject | Defer | Quarantine | Discard) and _is_sound(answer):
             return answer
-        self._log.error(
+        _log.error(
             "policy {policy} answered {answer!r}, which is no verdict, at {stage} in session {session}",
-            policy=policy.name,
+            policy=member.name,
             answer=answer,
             stage=request.stage.value,
             session=request.session.id,
         )
         return _UNDECIDED
 
-    def _failed(self, policy: IPolicy, request: Request) -> Verdict:
-        self._log.failure(
+    def _failed(self, member: Member, request: Request) -> Verdict:
+        _log.failure(
             "policy {policy} failed at {stage} in session {session}",
-            policy=policy.name,
+            policy=member.name,
             stage=request.stage.value,
             session=request.session.id,
         )
         return _UNDECIDED
+
+    def _note_blocking(self, member: Member, request: Request, began: float) -> None:
+        seconds = self._monotonic() - began
+        if seconds > BLOCKING_SECONDS:
+            _log.warn(
+                "policy {policy} held the reactor up for {seconds:.3f} s at {stage} in session {session}",
+                policy=member.name,
+                seconds=seconds,
+                stage=request.stage.value,
+                session=request.session.id,
+            )
+
+
+class _Timed:
+    """A coroutine of which each step is timed: what it does between two awaits, nobody else can do meanwhile."""
+
+    def __init__(
+        self, coroutine: Coroutine[Any, Any, _T], monotonic: Callable[[], float], report: Callable[[float], None]
+    ) -> None:
+        self._coroutine = coroutine
+        self._monotonic = monotonic
+        self._report = report
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        step: Callable[[], Any] = lambda: self._coroutine.send(None)  # noqa: E731  # rebound below
+        while True:
+            began = self._monotonic()
+            try:
+                yielded = step()
+            except StopIteration as done:
+                self._report(began)
+                return done.value
+            self._report(began)
+            try:
+                value = yield yielded
+            except GeneratorExit:
+                self._coroutine.close()
+                raise
+            except Exception as error:
+                step = _thrower(self._coroutine, error)
+            else:
+                step = _sender(self._coroutine, value)
+
+
+def _sender(coroutine: Coroutine[Any, Any, Any], value: Any) -> Callable[[], Any]:
+    return lambda: coroutine.send(value)
+
+
+def _thrower(coroutine: Coroutine[Any, Any, Any], error: Exception) -> Callable[[], Any]:
+    return lambda: coroutine.throw(error)
+
+
+class _Merge:
+    """What has been said so far at one stage of one transaction."""
+
+    __slots__ = ("_fates", "_policy", "_request", "_verdict", "notes")
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+        self._verdict: Verdict | None = None
+        self._policy = ""
+        self._fates: dict[int, Fate] | None = None
+        self.notes: tuple[object, ...] = ()
+
+    def recall(self) -> bool:
+        """At RCPT: take the objections that were postponed and hold for this recipient; whether they decide."""
+        for note in self._request.notes:
+            if isinstance(note, _Postponed) and _recipient_domain(self._request) in note.domains:
+                if isinstance(note.verdict, Reject | Defer):
+                    self._verdict, self._policy = note.verdict, note.policy
+                    return True
+                self._weigh(note.verdict, note.policy)
+        return False
+
+    def ends_with(self, member: Member, verdict: Verdict) -> bool:
+        """Take one verdict; whether no more are wanted."""
+        if verdict.notes:
+            self.notes += verdict.notes
+        match verdict:
+            case Continue():
+                return False
+            case Accept():
+                return not member.domains
+            case Reject() | Defer() | Quarantine() | Discard():
+                return self._object(member, verdict)
+            case _:
+                assert_never(verdict)
+
+    def _object(self, member: Member, verdict: Reject | Defer | Quarantine | Discard) -> bool:
+        stage = self._request.stage
+        if member.domains and stage in _BEFORE_RECIPIENTS:
+            self.notes += (_Postponed(member.domains, verdict, member.name),)
+            return False
+        if member.domains and stage in (Stage.DATA, Stage.END_OF_DATA) and not isinstance(verdict, Defer):
+            within, is_all = _within(self._request, member.domains)
+            if not is_all:
+                self._some(within, verdict, member.name)
+                return False
+        if isinstance(verdict, Reject | Defer):
+            self._verdict, self._policy = verdict, member.name
+            return True
+        self._weigh(verdict, member.name)
+        return False
+
+    def _weigh(self, verdict: Quarantine | Discard, policy: str) -> None:
+        if self._verdict is None or (isinstance(verdict, Discard) and not isinstance(self._verdict, Discard)):
+            self._verdict, self._policy = verdict, policy
+
+    def _some(self, positions: Sequence[int], verdict: Reject | Quarantine | Discard, policy: str) -> None:
+        if isinstance(verdict, Reject):
+            verdict = Quarantine(f"refused for some recipients only: {verdict.reply.text()}")
+        if self._fates is None:
+            self._fates = {}
+        for position in positions:
+            present = self._fates.get(position)
+            if present is None or (isinstance(verdict, Discard) and not isinstance(present.verdict, Discard)):
+                self._fates[position] = Fate(verdict, policy)
+
+    def decision(self) -> Decision:
+        """What the session acts on."""
+        if self._verdict is None and not self.notes and not self._fates:
+            return _GO_ON
+        fates = tuple(self._fates.items()) if self._fates else ()
+        return Decision(self._verdict or _CONTINUE, self._policy, self.notes, fates)
+
+
+def _waves(members: Sequence[Member]) -> tuple[tuple[Member, ...], ...]:
+    """The members in groups: each group needs nothing but what the groups before it say."""
+    waves: list[tuple[Member, ...]] = []
+    left = list(members)
+    while left:
+        names = {member.name for member in left}
+        wave = tuple(member for member in left if not member.after & (names - {member.name}))
+        if not wave:
+            raise ValueError(f"these policies wait for each other: {', '.join(sorted(names))}")
+        waves.append(wave)
+        left = [member for member in left if member not in wave]
+    return tuple(waves)
+
+
+def _concerns(member: Member, request: Request) -> bool:
+    if member.spares_loopback and _is_loopback(request.session.client_address):
+        return False
+    if not member.domains or request.stage in _BEFORE_RECIPIENTS:
+        return True
+    if request.stage is Stage.RCPT:
+        return _recipient_domain(request) in member.domains
+    return bool(_within(request, member.domains)[0])
+
+
+def _recipient_domain(request: Request) -> str:
+    return _key(request.forward_path.address.domain) if request.forward_path is not None else ""
+
+
+def _within(request: Request, domains: frozenset[str]) -> tuple[list[int], bool]:
+    """The positions of the accepted recipients in those domains, and whether they are all that there are."""
+    recipients = request.transaction.recipients if request.transaction is not None else ()
+    accepted = [(position, recipient) for position, recipient in enumerate(recipients) if recipient.accepted]
+    within = [p for p, recipient in accepted if _key(recipient.forward_path.address.domain) in domains]
+    return within, len(within) == len(accepted)
+
+
+def _key(domain: str) -> str:
+    try:
+        return domain_key(domain)
+    except ValueError:
+        return domain.lower()
+
+
+@lru_cache(maxsize=8192)
+def _is_loopback(address: str) -> bool:
+    return ipaddress.ip_address(address).is_loopback
 
 
 def _is_sound(verdict: Verdict) -> bool:
@@ -156,40 +432,3 @@ def _is_sound(verdict: Verdict) -> bool:
             return 400 <= refusal.code <= 499
         case _:
             return True
-
-
-class _Merge:
-    """What has been said so far at one stage of one transaction."""
-
-    __slots__ = ("_policy", "_verdict", "notes")
-
-    def __init__(self) -> None:
-        self._verdict: Verdict | None = None
-        self._policy = ""
-        self.notes: tuple[object, ...] = ()
-
-    def ends_with(self, policy: IPolicy, verdict: Verdict) -> bool:
-        """Take one verdict; whether no more are wanted."""
-        if verdict.notes:
-            self.notes += verdict.notes
-        match verdict:
-            case Continue():
-                return False
-            case Accept():
-                return True
-            case Reject() | Defer():
-                self._verdict, self._policy = verdict, policy.name
-                return True
-            case Discard():
-                outweighs = not isinstance(self._verdict, Discard)
-            case Quarantine():
-                outweighs = self._verdict is None
-        if outweighs:
-            self._verdict, self._policy = verdict, policy.name
-        return False
-
-    def decision(self) -> Decision:
-        """What the session acts on."""
-        if self._verdict is None and not self.notes:
-            return _GO_ON
-        return Decision(self._verdict or _GO_ON.verdict, self._policy, self.notes)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 if TYPE_CHECKING:
     from mailgate.envelope import ForwardPath, ReversePath
     from mailgate.message import MessageContent
+    from mailgate.policy.verdict import Fate
     from mailgate.smtp.reply import Reply
 
 
@@ -76,6 +77,7 @@ class RecipientView:
     accepted: bool
     reply: Reply
     notes: tuple[object, ...] = ()  # what policies left about it: frozen dataclasses, found by type
+    fate: Fate | None = None  # where it differs from that of the message
 
     def note(self, kind: type[_N]) -> _N | None:
         """The first note of that type, or None."""

@@ -62,9 +62,21 @@ Verdict = Continue | Accept | Reject | Defer | Quarantine | Discard
 
 
 @dataclass(frozen=True, slots=True)
+class Fate:
+    """What becomes of a message for one recipient only: it is kept in Junk, or not kept."""
+
+    verdict: Quarantine | Discard
+    policy: str
+
+
+@dataclass(frozen=True, slots=True)
 class Decision:
-    """What the chain answers for one request: the verdict that prevailed, whose it is, and all notes."""
+    """What the chain answers for one request: the verdict that prevailed, whose it is, and all notes.
+
+    `fates` are for some recipients only, by position in the transaction; the verdict is for all of them.
+    """
 
     verdict: Verdict
     policy: str = ""  # the name of the policy whose verdict prevailed; "" where none objected
     notes: tuple[object, ...] = ()
+    fates: tuple[tuple[int, Fate], ...] = ()

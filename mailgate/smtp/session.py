@@ -9,6 +9,7 @@ what each action says, reports back (`decided`, `stored`, ...), and sends what `
     Store           make the message ours                    stored, storage_failed
     StartTls        start TLS once the output has left       tls_started
     Authenticate    take a step of a SASL exchange           auth_challenge, authenticated, auth_refused
+    Yield           send the output; let others have a turn  nothing
     Close           send what is left, then close            connection_lost
 
 One action is outstanding at a time. Input that arrives meanwhile waits; so replies leave in order, one to one, however
@@ -39,7 +40,7 @@ from typing import TYPE_CHECKING, assert_never
 from mailgate.ids import encode_id
 from mailgate.message import count_received_fields
 from mailgate.policy.stage import RecipientView, Request, SessionView, Stage, TlsState, TransactionView
-from mailgate.policy.verdict import Accept, Continue, Decision, Defer, Discard, Quarantine, Reject
+from mailgate.policy.verdict import Accept, Continue, Decision, Defer, Discard, Fate, Quarantine, Reject
 from mailgate.smtp.command import (
     Auth,
     Bdat,
@@ -72,6 +73,7 @@ if TYPE_CHECKING:
     from mailgate.message import MessageContent
 
 _AUTH_LINE_OCTETS = 12288  # RFC 4954 section 4: base64 lines
+_REPLIES_AT_ONCE = 64  # before others have a turn
 _DIALOGUE_ENTRIES = 200
 _DIALOGUE_ENTRY_OCTETS = 512
 _CONTROL = re.compile("[\x00-\x09\x0b-\x1f\x7f]")
@@ -146,7 +148,12 @@ class Close:
     """Send the output, then close the connection."""
 
 
-Action = Decide | Store | StartTls | Authenticate | Close
+@dataclass(frozen=True, slots=True)
+class Yield:
+    """Send the output and let others have a turn: the client has said much at once."""
+
+
+Action = Decide | Store | StartTls | Authenticate | Yield | Close
 
 _RECIPIENT_OK = reply(250, "2.1.5", "Recipient ok")
 _SENDER_OK = reply(250, "2.1.0", "Sender ok")
@@ -236,6 +243,14 @@ class _Transaction:
         self.quarantined_by: tuple[str, str] | None = None  # policy and reason
         self.discarded_by: tuple[str, str] | None = None
 
+    def meets(self, fate: Fate) -> None:
+        """Let a policy's wish count for the whole message; the first of a kind does."""
+        match fate.verdict:
+            case Quarantine(reason=reason):
+                self.quarantined_by = self.quarantined_by or (fate.policy, reason)
+            case Discard(reason=reason):
+                self.discarded_by = self.discarded_by or (fate.policy, reason)
+
     def view(self) -> TransactionView:
         return TransactionView(self.id, self.started_at, self.reverse_path, tuple(self.recipients), self.notes)
 
@@ -251,10 +266,12 @@ class Session:
         "_chunk_refusal",
         "_chunk_started_at",
         "_confirmed",
+        "_connect_fate",
         "_connect_notes",
         "_continue",
         "_dialogue",
         "_errors",
+        "_fate",
         "_forward_path",
         "_ids",
         "_input",
@@ -274,6 +291,7 @@ class Session:
         "_unconfirmed_at",
         "ending",
         "is_storing",
+        "replies",
         "state",
         "view",
     )
@@ -290,6 +308,7 @@ class Session:
         self.view = view
         self.state = State.BUSY
         self.ending: Ending | None = None
+        self.replies = 0  # given so far; a client that gets none makes no progress
         self._settings = settings
         self._ids = ids
         self._time = time
@@ -299,6 +318,8 @@ class Session:
         self._action: Action | None = None
         self._continue: Callable[[Decision], None] = self._connect_decided
         self._connect_notes: tuple[object, ...] = ()
+        self._connect_fate: Fate | None = None
+        self._fate: Fate | None = None  # of every message of the session, after CONNECT and HELO
         self._notes: tuple[object, ...] = ()  # of CONNECT and HELO
         self._transaction: _Transaction | None = None
         self._forward_path: ForwardPath | None = None
@@ -329,14 +350,21 @@ class Session:
         self._received_octets += len(data)
         self._input = self._input + data if self._input else data
 
-    def next_action(self) -> Action | None:
-        """What the owner has to do next; None if there is nothing until more input or an answer comes."""
+    def next_action(self, *, takes_input: bool = True) -> Action | None:
+        """What the owner has to do next; None if there is nothing until more input or an answer comes.
+
+        With `takes_input` false, only what follows from input that was taken before.
+        """
         while True:
             if self._action is not None:
                 action, self._action = self._action, None
                 return action
+            if not takes_input:
+                return None
             match self.state:
                 case State.COMMAND:
+                    if len(self._output) >= _REPLIES_AT_ONCE and self._input:
+                        return Yield()
                     if not self._take_command():
                         return None
                 case State.DATA:
@@ -398,11 +426,6 @@ class Session:
             return self._transaction.started_at
         return self._chunk_started_at if self.state is State.CHUNK else None
 
-    @property
-    def is_within_line(self) -> bool:
-        """Whether a command, or a response to a challenge, has begun to arrive and has not ended."""
-        return self.state in (State.COMMAND, State.AUTH) and bool(self._input or self._skipped_line)
-
     def give_up_content(self) -> None:
         """There is no memory for the message that is being received: it will be answered with 452 4.3.1."""
         transaction = self._transaction
@@ -437,12 +460,14 @@ class Session:
             return
         self._input = b""
         self._notes = self._connect_notes
+        self._fate = self._connect_fate
         self.view = replace(self.view, tls=tls, helo=None, is_esmtp=False, authenticated=None)
         self.state = State.COMMAND
 
     def auth_challenge(self, challenge: bytes) -> None:
         """The exchange goes on: an answer to Authenticate."""
         if self.state is not State.CLOSED:
+            self.replies += 1
             self._output.append(b"334 " + base64.b64encode(challenge) + b"\r\n")
             self.state = State.AUTH
 
@@ -598,6 +623,7 @@ class Session:
             self.state = State.COMMAND
             return
         self._notes = self._connect_notes = decision.notes
+        self._fate = self._connect_fate = _fate_of(decision)
         self._say(Reply(220, "", (f"{self._settings.hostname} ESMTP mailgate",)))
         self.state = State.COMMAND
 
@@ -618,6 +644,7 @@ class Session:
         self._abandon()
         self.view = greeted
         self._notes = self._connect_notes + decision.notes
+        self._fate = self._connect_fate or _fate_of(decision)
         if self.view.is_esmtp:
             self._say(self._ehlo_reply())
         else:
@@ -660,6 +687,8 @@ class Session:
             return self._end(_TOO_MANY_TRANSACTIONS, Ending.LIMIT)
         self._transactions += 1
         self._transaction = _Transaction(self._ids.next(), self._time(), command)
+        if self._fate is not None:
+            self._transaction.meets(self._fate)
         self._reference = ""
         if command.is_internationalized and not parameters.smtputf8:
             return self._refuse_mail(_UTF8_NOT_ASKED)
@@ -695,16 +724,14 @@ class Session:
 
     def _rcpt_decided(self, decision: Decision) -> None:
         refusal = self._refusal(decision)
-        if refusal is None:
-            self._take_note(decision, keep_notes=False)
-        self._answer_rcpt(refusal or _RECIPIENT_OK, decision.notes)
+        self._answer_rcpt(refusal or _RECIPIENT_OK, decision.notes, _fate_of(decision))
 
-    def _answer_rcpt(self, answer: Reply, notes: tuple[object, ...] = ()) -> None:
+    def _answer_rcpt(self, answer: Reply, notes: tuple[object, ...] = (), fate: Fate | None = None) -> None:
         transaction, forward_path = self._open_transaction(), self._forward_path
         assert forward_path is not None  # noqa: S101  # set by _rcpt, the only way here
         # Refused ones are kept for the record, but no more of them than of accepted ones.
         if answer.is_positive or len(transaction.recipients) < 2 * self._settings.limits.recipients:
-            transaction.recipients.append(RecipientView(forward_path, answer.is_positive, answer, notes))
+            transaction.recipients.append(RecipientView(forward_path, answer.is_positive, answer, notes, fate))
         if answer.is_positive:
             transaction.accepted += 1
         self._go_on(answer)
@@ -951,17 +978,14 @@ class Session:
             case _:
                 assert_never(decision.verdict)
 
-    def _take_note(self, decision: Decision, *, keep_notes: bool = True) -> None:
+    def _take_note(self, decision: Decision) -> None:
         transaction = self._open_transaction()
-        if keep_notes:
-            transaction.notes += decision.notes
-        match decision.verdict:
-            case Quarantine(reason=reason):
-                transaction.quarantined_by = transaction.quarantined_by or (decision.policy, reason)
-            case Discard(reason=reason):
-                transaction.discarded_by = transaction.discarded_by or (decision.policy, reason)
-            case _:
-                pass
+        transaction.notes += decision.notes
+        fate = _fate_of(decision)
+        if fate is not None:
+            transaction.meets(fate)
+        for position, own_fate in decision.fates:
+            transaction.recipients[position] = replace(transaction.recipients[position], fate=own_fate)
 
     def _open_transaction(self) -> _Transaction:
         transaction = self._transaction
@@ -975,6 +999,7 @@ class Session:
             transaction = self._transaction
             octets = answer.encode(self._reference or encode_id(transaction.id if transaction else self.view.id))
         self._reference = ""
+        self.replies += 1
         self._output.append(octets)
         self._dialogue_add(octets)
 
@@ -1068,6 +1093,14 @@ def _too_large(limits: Limits) -> Reply:
 
 def _long_line(limits: Limits) -> Reply:
     return Reply(550, "5.6.0", (f"Line longer than {limits.line_octets} octets (RFC 5322 section 2.1.1)",))
+
+
+def _fate_of(decision: Decision) -> Fate | None:
+    match decision.verdict:
+        case Quarantine() | Discard():
+            return Fate(decision.verdict, decision.policy)
+        case _:
+            return None
 
 
 def _disposition_of(refusal: Reply) -> Disposition:
