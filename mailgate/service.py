@@ -49,7 +49,7 @@ from mailgate.storage.embedded import EmbeddedPostgres, EmbeddedPostgresError, E
 from mailgate.storage.errors import DatabaseRefused, StorageUnavailable
 from mailgate.storage.journal import Journal
 from mailgate.storage.literal import settle
-from mailgate.storage.mailbox import MailboxWriter, instance_setup
+from mailgate.storage.mailbox import MailboxWriter, draw_instance, instance_setup, writer_setup
 from mailgate.storage.pool import Connection, Pool, check_server
 from mailgate.storage.retention import Retention
 from mailgate.tls import TlsContexts
@@ -143,12 +143,13 @@ class MailgateService(MultiService):
         pool = self._keep(Pool(self._reactor, dsn, size=database.pool_connections, name="mailgate-directory"))
         await self._wait_for(pool)
         await check_server(pool, allow_unsafe_durability=database.accept_data_loss == DATA_LOSS_SENTENCE)
-        number = int((await pool.execute("SELECT nextval('mailgate.instance')"))[0][0])
+        number = await draw_instance(pool.execute)
         setup = instance_setup(number)
         control = self._keep(Connection(self._reactor, dsn, name="mailgate-control", setup=setup))
-        writing = self._keep(Connection(self._reactor, dsn, name="mailgate-writer", setup=settle))
+        writing = self._keep(Connection(self._reactor, dsn, name="mailgate-writer", setup=writer_setup))
         large = [
-            self._keep(Connection(self._reactor, dsn, name=f"mailgate-large-{which}", setup=settle)) for which in (1, 2)
+            self._keep(Connection(self._reactor, dsn, name=f"mailgate-large-{which}", setup=writer_setup))
+            for which in (1, 2)
         ]
         behind = self._keep(Connection(self._reactor, dsn, name="mailgate-journal", setup=settle))
         for connections in (control, writing, *large, behind):

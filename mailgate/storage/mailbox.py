@@ -79,6 +79,14 @@ async def writer_setup(execute: Execute) -> None:
     await execute("SET plan_cache_mode = force_generic_plan; SET jit = off")
 
 
+async def draw_instance(execute: Execute) -> int:
+    """A number for this process that no living one has: what its ids are made with."""
+    while True:
+        ((number, is_taken),) = await execute(QUERIES["draw_instance"])
+        if not is_taken:
+            return int(number)
+
+
 def instance_setup(instance: int) -> Callable[[Execute], Awaitable[None]]:
     """A `setup` for the Connection by which the other nodes see that this process lives."""
 

@@ -39,8 +39,8 @@ ON CONFLICT DO NOTHING;
 -- hold_instance_lock: show for as long as this connection lives that the instance does; see the function instance_is_alive.
 SELECT pg_advisory_lock_shared(1836345701, %(instance)s);
 
--- draw_instance: a number for a new process that no living process has.
-SELECT nextval('mailgate.instance')::integer AS instance;
+-- draw_instance: a number for a new process, and whether a living one has it already, after 4096 others.
+SELECT number, mailgate.instance_is_alive(number::integer) FROM nextval('mailgate.instance') AS number;
 
 -- record: write sessions, and transactions that brought no message, with their recipients. Repeating it changes nothing.
 -- Nobody waits for this, so it doesn't wait for the disk; SET LOCAL ends with the transaction that the text is.

@@ -9,6 +9,7 @@ import psycopg2
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.task import deferLater
 
+from mailgate.storage.mailbox import draw_instance
 from mailgate.storage.records import Stored
 from tests.support import postgres
 from tests.support.messages import content_of, incoming, session
@@ -341,3 +342,15 @@ class OutageTests(WritingTestCase):
         self.server.start()
         await writer._connection.connected(15)
         assert await writer.store(again) == Stored(identifier_of(again))
+
+
+class InstanceTests(WritingTestCase):
+    """Ids are unique over all nodes because instances are."""
+
+    async def test_a_number_is_drawn_that_no_living_process_has(self) -> None:
+        connection = await self.settled()
+        first = await draw_instance(connection.execute)
+        await self.living(first)
+        await self.living(first + 1)
+        self.query("SELECT setval('instance', %s, false)", (first,))
+        assert await draw_instance(connection.execute) == first + 2

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from contextlib import closing
+from unittest import mock
 
 import psycopg2
 from twisted.internet.defer import gatherResults
 
 from mailgate.ids import first_id_at
+from mailgate.storage import retention
 from mailgate.storage.retention import Retention
 from tests.support import stored_mail
 from tests.support.messages import incoming
