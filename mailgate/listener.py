@@ -27,6 +27,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IAddress, IHandshakeListener, IPushProducer
 from twisted.internet.protocol import Protocol as TwistedProtocol
 from twisted.internet.protocol import connectionDone
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.mail import smtp
 from zope.interface import implementer
@@ -37,7 +38,18 @@ from mailgate.policy.verdict import Decision
 from mailgate.proxy import ProxyError, ProxyHeaderParser
 from mailgate.smtp.framing import STRICT, Tolerance
 from mailgate.smtp.reply import Reply, reply
-from mailgate.smtp.session import Authenticate, Close, Decide, Ending, Session, Settings, StartTls, State, Store
+from mailgate.smtp.session import (
+    Authenticate,
+    Close,
+    Decide,
+    Ending,
+    Session,
+    Settings,
+    StartTls,
+    State,
+    Store,
+    Yield,
+)
 from mailgate.storage.errors import StorageUnavailable
 from mailgate.storage.records import SessionRecord, Stored, TransactionRecord
 from mailgate.tls import describe
@@ -152,6 +164,7 @@ class MailConnection(smtp.ESMTP):
         self._exchange: Exchange | None = None
         self._network: str | None = None  # set while this connection counts
         self._held_octets = 0
+        self._replies = 0  # that had been given when the client last made progress
         self._is_advancing = self._is_paused = self._is_reading_paused = self._is_gone = False
         self._active_at = factory.clock.seconds()
         self._timer: IDelayedCall | None = None
@@ -204,6 +217,7 @@ class MailConnection(smtp.ESMTP):
             tls=tls,
         )
         self._session = Session(view, rules.settings, factory.ids, factory.time, rules.tolerated.of(peer[0]))
+        self._active_at = factory.clock.seconds()
         self._session.start()
         self._advance()
 
@@ -216,7 +230,6 @@ class MailConnection(smtp.ESMTP):
 
     def dataReceived(self, data: bytes) -> None:
         """Give octets to the session and do what it says."""
-        self._active_at = self.factory.clock.seconds()
         session = self._session
         if session is None:
             if self._proxy is not None:
@@ -227,8 +240,12 @@ class MailConnection(smtp.ESMTP):
         session.receive(data)
         if self._pending is None and not self._is_advancing:
             self._advance()
-        elif session.waiting_octets > _WAITING_OCTETS:
+        if self._pending is not None and session.waiting_octets > _WAITING_OCTETS:
             self._pause_reading()
+        # Part of a command is no progress: a command, a PROXY header and a handshake have to arrive whole in time.
+        if session.replies != self._replies or session.state not in (State.COMMAND, State.AUTH):
+            self._replies = session.replies
+            self._active_at = self.factory.clock.seconds()
 
     def _proxy_received(self, data: bytes) -> None:
         parser = self._proxy
@@ -251,25 +268,31 @@ class MailConnection(smtp.ESMTP):
 
     def _advance(self) -> None:
         """Do what the session asks for until it waits: for the client, or for somebody of ours."""
-        session = self._session
+        factory, session = self.factory, self._session
         assert session is not None  # noqa: S101  # callers have one
         self._is_advancing = True
         try:
-            while self._pending is None and not self._is_paused and (action := session.next_action()) is not None:
+            # A client that doesn't read gets no more commands done; what has been decided already is done all the same.
+            while (
+                self._pending is None and (action := session.next_action(takes_input=not self._is_paused)) is not None
+            ):
                 match action:
                     case Decide(request=request):
-                        decision = self.factory.chain.decide(request)
+                        decision = factory.chain.decide(request)
                         if isinstance(decision, Decision):
                             session.decided(decision)
                         else:
-                            self._await(decision, session.decided, self._undecided)
+                            self._await(decision, session.decided, self._cancelled)
                     case Store(message=message):
-                        self._await(self.factory.writer.store(message), self._stored, self._not_stored)
+                        self._await(factory.writer.store(message), self._stored, self._not_stored)
                     case StartTls():
                         self._flush(session)
                         self._start_tls()
                     case Authenticate(mechanism=mechanism, response=response):
                         self._authenticate(session, mechanism, response)
+                    case Yield():
+                        self._flush(session)
+                        self._await(deferLater(factory.clock, 0), _go_on, self._cancelled)
                     case Close():
                         self._flush(session)
                         self._close()
@@ -283,7 +306,7 @@ class MailConnection(smtp.ESMTP):
         if self._is_reading_paused and self._pending is None and not self._is_paused:
             self._is_reading_paused = False
             self.transport.resumeProducing()
-        if self.factory.is_stopping and session.may_be_shut_down:
+        if factory.is_stopping and self._pending is None and session.may_be_shut_down:
             session.shut_down()
             self._advance()
             return
@@ -310,7 +333,7 @@ class MailConnection(smtp.ESMTP):
         if not self._is_gone:
             self.transport.abortConnection()
 
-    def _undecided(self, failure: Failure) -> None:
+    def _cancelled(self, failure: Failure) -> None:
         failure.trap(CancelledError)
 
     def _stored(self, stored: Stored) -> None:
@@ -408,10 +431,10 @@ class MailConnection(smtp.ESMTP):
 
     def _close(self) -> None:
         """Close once the output has left, or without it after the grace."""
-        self.transport.unregisterProducer()
-        self.transport.loseConnection()
         self._cancel_timer()
         self._timer = self.factory.clock.callLater(self._rules.timeouts.goodbye, self._abort)
+        self.transport.unregisterProducer()
+        self.transport.loseConnection()
 
     def _abort(self) -> None:
         self._timer = None
@@ -497,13 +520,14 @@ class MailConnection(smtp.ESMTP):
             return
         session = self._session
         if session is None or session.state is State.TLS:
+            if self._proxy is None:
+                self.factory.handshake_failures += 1
             self._log.info("no handshake from {peer} in time", peer=self.transport.getPeer())
             self.transport.abortConnection()
             return
         started_at = session.transaction_started_at
         is_transaction = started_at is not None and self.factory.time() - started_at >= self._rules.timeouts.transaction
         session.time_out(transaction=is_transaction)
-        self._is_paused = False
         self._advance()
 
     def _cancel_timer(self) -> None:
@@ -520,7 +544,6 @@ class MailConnection(smtp.ESMTP):
             self.transport.abortConnection()
         elif session.may_be_shut_down and self._pending is None:
             session.shut_down()
-            self._is_paused = False
             self._advance()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
@@ -654,6 +677,10 @@ def _plain(address: str) -> str:
 def _address_of(address: Any) -> tuple[str, int]:  # Any: an IAddress has no fields; these two have
     host = getattr(address, "host", None)
     return (_plain(host), address.port) if host is not None else (_UNKNOWN_CLIENT, 0)
+
+
+def _go_on(_result: None) -> None:
+    """Nothing is to be done with the answer."""
 
 
 def _reason(failure: Failure) -> str:

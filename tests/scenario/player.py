@@ -29,6 +29,7 @@ from mailgate.smtp.session import (
     Settings,
     StartTls,
     Store,
+    Yield,
 )
 from mailgate.storage.records import IncomingMessage, SessionRecord, TransactionRecord
 
@@ -300,6 +301,8 @@ class Player:
                     self._answer(lambda response=response: self._authenticate(response))  # type: ignore[misc]  # as above
                 case StartTls():
                     self.wants_tls = True
+                case Yield():
+                    pass
                 case Close():
                     self.is_closed = True
         self._collect()
