@@ -1,0 +1,298 @@
+"""Asking the DNS: a stub resolver with a cache, for as many look-ups at once as there are sessions.
+
+An answer that is known is returned at once. Else the servers are asked in order, over UDP and then TCP where an answer
+was cut, each for a while and all together for no longer than the deadline; whoever asks for the same meanwhile waits
+for the same. dnspython makes and reads the messages and goes from server to server; `mailgate.dns.backend` carries
+them. Whatever the servers do, or don't, comes back as an `Answer`: a look-up costs its deadline at most, and raises
+nothing.
+
+The servers do the recursion, and the validation where there is any: we take the AD bit from them where config says that
+they and the way to them can be trusted.
+
+Standards: RFC 1034 section 5.3.1 (stub resolvers), RFC 2308 (negative answers), RFC 6891 (EDNS), RFC 6840 section 5.7
+(asking for the AD bit), RFC 9520 (failures are remembered), resolv.conf(5).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import dns.asyncresolver
+import dns.exception
+import dns.flags
+import dns.message
+import dns.nameserver
+import dns.rcode
+import dns.rdatatype
+import dns.resolver
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.logger import Logger
+
+from mailgate.dns.answer import Answer, Outcome, Question, RecordType
+from mailgate.dns.backend import Abandoned, TwistedBackend
+from mailgate.dns.cache import AnswerCache, Key
+from mailgate.dns.wire import WIRE_TYPES, ImpossibleName, normal_name, records_of, to_wire_name
+
+if TYPE_CHECKING:
+    from twisted.internet.interfaces import IDelayedCall
+    from twisted.python.failure import Failure
+
+DNS_PORT: Final = 53
+_LOCAL_SERVERS: Final = (("127.0.0.1", DNS_PORT), ("::1", DNS_PORT))  # resolv.conf(5), where it names none
+_EDNS_OCTETS: Final = 1232  # fits any path without fragments
+_MAX_NEGATIVE_SECONDS: Final = 10_800.0  # RFC 2308 section 5
+_MAX_RESTARTS: Final = 8  # where a server gives a CNAME and not what it leads to
+_SHUNNED_SECONDS: Final = 30.0
+
+_log = Logger()
+
+
+def servers_from_resolv_conf(path: Path = Path("/etc/resolv.conf")) -> tuple[tuple[str, int], ...]:
+    """The servers that this machine uses; those on the machine itself where the file names none."""
+    servers = []
+    with suppress(OSError):
+        for line in path.read_text("utf-8", errors="replace").splitlines():
+            keyword, _, rest = line.strip().partition(" ")
+            words = rest.split()
+            if keyword == "nameserver" and words:
+                with suppress(ValueError):
+                    ipaddress.ip_address(words[0])
+                    servers.append((words[0], DNS_PORT))
+    return tuple(servers) or _LOCAL_SERVERS
+
+
+class _Server(dns.nameserver.Do53Nameserver):
+    """A server, and until when others are asked before it because it did not answer."""
+
+    def __init__(self, reactor: Any, address: str, port: int) -> None:  # Any: as in CachingResolver
+        super().__init__(address, port)
+        self._reactor = reactor
+        self.shunned_until = 0.0
+
+    def __str__(self) -> str:
+        return f"{self.address} port {self.port}"
+
+    async def async_query(self, request: dns.message.QueryMessage, *args: Any, **kwargs: Any) -> dns.message.Message:
+        """The response. A server that knows no EDNS is asked again without (RFC 6891 section 7)."""
+        try:
+            response = await super().async_query(request, *args, **kwargs)
+        except (dns.exception.Timeout, OSError):
+            self.shunned_until = self._reactor.seconds() + _SHUNNED_SECONDS
+            raise
+        if response.rcode() in (dns.rcode.FORMERR, dns.rcode.NOTIMP) and request.edns >= 0:
+            request.use_edns(False)
+            response = await super().async_query(request, *args, **kwargs)
+        self.shunned_until = 0.0
+        return response
+
+
+class _Flight:
+    """One look-up on its way, and who waits for it."""
+
+    __slots__ = ("deadline", "key", "waiting", "work")
+
+    def __init__(self, key: Key) -> None:
+        self.key = key
+        self.waiting: list[Deferred[Answer]] = []
+        self.deadline: IDelayedCall | None = None
+        self.work: Deferred[Answer] | None = None  # None until there is room for it
+
+
+class CachingResolver:
+    """Looks things up for policies, the queue and the command line."""
+
+    def __init__(
+        self,
+        reactor: Any,  # Any: one object with more interfaces than a type can name
+        servers: Sequence[tuple[str, int]] = (),
+        *,
+        timeout_seconds: float = 5.0,
+        deadline_seconds: float = 15.0,
+        cache_entries: int = 20_000,
+        minimum_ttl_seconds: float = 5.0,
+        maximum_ttl_seconds: float = 86_400.0,
+        failure_seconds: float = 10.0,
+        trusts_ad: bool = False,
+        max_running: int = 500,
+        backend: TwistedBackend | None = None,
+    ) -> None:
+        """Ask these servers, addresses and ports, in that order; those of resolv.conf where there are none.
+
+        `timeout_seconds` is for one server at a time, `deadline_seconds` for the whole. What was learned is kept
+        for its time to live, within the two bounds, and a failure for `failure_seconds`. At most `max_running` look-ups
+        are on the wire at a time; the others wait, and their deadlines run. `backend` is how tests stand in for a
+        network.
+        """
+        self._reactor = reactor
+        self._seconds = reactor.seconds
+        self._backend = backend or TwistedBackend(reactor)
+        self._deadline_seconds = deadline_seconds
+        self._minimum_ttl_seconds = minimum_ttl_seconds
+        self._maximum_ttl_seconds = maximum_ttl_seconds
+        self._failure_seconds = failure_seconds
+        self._trusts_ad = trusts_ad
+        self._max_running = max_running
+        self._cache = AnswerCache(cache_entries)
+        self._flights: dict[Key, _Flight] = {}
+        self._queue: deque[_Flight] = deque()
+        self._running = 0
+        self._stub = dns.asyncresolver.Resolver(configure=False)
+        self._stub.timeout = timeout_seconds
+        self._stub.flags = dns.flags.RD | dns.flags.AD
+        self._stub.use_edns(0, payload=_EDNS_OCTETS)
+        self._servers: tuple[_Server, ...] = ()
+        self.use_servers(servers)
+
+    def use_servers(self, servers: Sequence[tuple[str, int]]) -> None:
+        """Ask these servers from now on; those of resolv.conf where there are none."""
+        self._servers = tuple(
+            _Server(self._reactor, address, port) for address, port in servers or servers_from_resolv_conf()
+        )
+
+    def lookup(self, name: str, record_type: RecordType) -> Answer | Deferred[Answer]:
+        """The answer; at once where it is known. A failure is an answer too: this raises nothing.
+
+        A name that no zone can hold is answered as one that does not exist, without asking, as RFC 7208 section 4.3 has
+        it for SPF. Cancelling the Deferred ends the look-up, unless somebody else waits for the same.
+        """
+        key = (name, record_type)
+        answer = self._cache.get(key, self._seconds())
+        return self._look_up(key) if answer is None else answer
+
+    def _look_up(self, key: Key) -> Answer | Deferred[Answer]:
+        """What `lookup` does for a question that has no answer as it was put."""
+        name, record_type = key
+        try:
+            normal = normal_name(name)
+        except ImpossibleName as error:
+            question = Question(name, record_type)
+            return Answer(question, Outcome.NXDOMAIN, rcode="", answered_at=self._seconds(), detail=str(error))
+        if normal != name:
+            return self.lookup(normal, record_type)
+        flight = self._flights.get(key)
+        if flight is None:
+            flight = self._flights[key] = _Flight(key)
+            flight.deadline = self._reactor.callLater(self._deadline_seconds, self._give_up, flight)
+            self._queue.append(flight)
+        waiter: Deferred[Answer] = Deferred(lambda cancelled: self._leave(flight, cancelled))
+        flight.waiting.append(waiter)
+        self._run_next()
+        return waiter
+
+    def _leave(self, flight: _Flight, waiter: Deferred[Answer]) -> None:
+        """Take one from those who wait; the last one takes the look-up along."""
+        flight.waiting.remove(waiter)
+        if not flight.waiting:
+            self._end(flight)
+
+    def _give_up(self, flight: _Flight) -> None:
+        """The deadline has come."""
+        detail = f"no answer from {self._named()} within {self._deadline_seconds:g} s"
+        self._land(flight, self._failure(flight.key, detail))
+
+    def _named(self) -> str:
+        return ", ".join(str(server) for server in self._servers)
+
+    def _failure(self, key: Key, detail: str, rcode: str = "") -> Answer:
+        return Answer(Question(*key), Outcome.FAILURE, rcode=rcode, answered_at=self._seconds(), detail=detail)
+
+    def _run_next(self) -> None:
+        while self._queue and self._running < self._max_running:
+            flight = self._queue.popleft()
+            if self._flights.get(flight.key) is not flight:
+                continue  # its time was over, or nobody waits any more
+            self._running += 1
+            flight.work = Deferred.fromCoroutine(self._ask(flight.key))
+            flight.work.addCallbacks(self._arrived, self._failed, callbackArgs=(flight,), errbackArgs=(flight,))
+
+    def _arrived(self, answer: Answer, flight: _Flight) -> None:
+        self._running -= 1
+        self._land(flight, answer)
+        self._run_next()
+
+    def _failed(self, failure: Failure, flight: _Flight) -> None:
+        self._running -= 1
+        if not failure.check(Abandoned, CancelledError):
+            _log.failure("looking up {name} {type} failed", failure, name=flight.key[0], type=flight.key[1].value)
+            self._land(flight, self._failure(flight.key, "an error in the resolver; the log has it"))
+        self._run_next()
+
+    def _land(self, flight: _Flight, answer: Answer) -> None:
+        """Keep the answer, and give it to all who wait."""
+        if self._flights.get(flight.key) is not flight:
+            return
+        self._cache.put(flight.key, answer, answer.answered_at + self._kept_seconds(answer))
+        waiting, flight.waiting = flight.waiting, []
+        self._end(flight)
+        for waiter in waiting:
+            waiter.callback(answer)
+
+    def _end(self, flight: _Flight) -> None:
+        del self._flights[flight.key]
+        if flight.deadline is not None and flight.deadline.active():
+            flight.deadline.cancel()
+        if flight.work is not None:
+            flight.work.cancel()
+        self._run_next()
+
+    def _kept_seconds(self, answer: Answer) -> float:
+        if answer.outcome is Outcome.FAILURE:
+            return self._failure_seconds
+        longest = self._maximum_ttl_seconds
+        if answer.outcome is not Outcome.ANSWER:
+            longest = min(longest, _MAX_NEGATIVE_SECONDS)
+        return min(max(answer.ttl_seconds, self._minimum_ttl_seconds), longest)
+
+    async def _ask(self, key: Key) -> Answer:
+        """What the servers say."""
+        now = self._seconds()
+        self._stub.nameservers = [
+            *(server for server in self._servers if server.shunned_until <= now),
+            *(server for server in self._servers if server.shunned_until > now),
+        ]
+        try:
+            found = await self._stub.resolve(
+                to_wire_name(key[0]),
+                WIRE_TYPES[key[1]],
+                raise_on_no_answer=False,
+                lifetime=self._deadline_seconds,
+                search=False,
+                backend=self._backend,
+            )
+        except dns.resolver.NXDOMAIN as error:
+            (response,) = error.kwargs["responses"].values()
+            return self._answer(key, Outcome.NXDOMAIN, response)
+        except dns.resolver.NoNameservers as error:
+            return self._refused(key, error)
+        except dns.exception.DNSException as error:
+            return self._failure(key, str(error))
+        return self._answer(key, Outcome.NODATA if found.rrset is None else Outcome.ANSWER, found.response)
+
+    def _answer(self, key: Key, outcome: Outcome, response: dns.message.QueryMessage) -> Answer:
+        chain = response.resolve_chaining()
+        is_negative = chain.answer is None
+        has_soa = any(rrset.rdtype == dns.rdatatype.SOA for rrset in response.authority)
+        return Answer(
+            Question(*key),
+            outcome,
+            () if chain.answer is None else records_of(chain.answer),
+            dns.rcode.to_text(response.rcode()),
+            0 if is_negative and not has_soa else chain.minimum_ttl,  # RFC 2308 section 5: without SOA, don't keep it
+            self._trusts_ad and bool(response.flags & dns.flags.AD),
+            self._seconds(),
+        )
+
+    def _refused(self, key: Key, error: dns.resolver.NoNameservers) -> Answer:
+        """A failure that says of each server what it did."""
+        reasons = []
+        rcode = ""
+        for server, _, _, reason, response in error.kwargs["errors"]:
+            if response is not None:
+                rcode = dns.rcode.to_text(response.rcode())
+            reasons.append(f"{server}: {reason if isinstance(reason, str) else str(reason) or type(reason).__name__}")
+        return self._failure(key, "; ".join(reasons), rcode)
