@@ -11,7 +11,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-_DOT_STRING = re.compile(r"[^\x00-\x20()<>\[\]:;@\\,.\"\x7f]++(?:\.[^\x00-\x20()<>\[\]:;@\\,.\"\x7f]++)*+")
+_ATEXT = r"[^\x00-\x20()<>\[\]:;@\\,.\"\x7f]"
+_DOT_STRING = re.compile(rf"{_ATEXT}++(?:\.{_ATEXT}{_ATEXT}*+)*+")
 
 
 @dataclass(frozen=True, slots=True)

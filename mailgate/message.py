@@ -78,7 +78,7 @@ def _first_of(pieces: Sequence[bytes], octets: int) -> Iterator[bytes]:
 
 # What follows a field's name: RFC 5322 section 4.5.8 lets blanks stand before the colon. The body ends where a CRLF is
 # not followed by a blank.
-_FIELD_BODY = re.compile(rb"[ \t]*+:((?:[^\r]++|\r(?!\n)|\r\n[ \t])*+)")
+_FIELD_BODY = re.compile(rb"[ \t]*+:((?:[^\r]++|(?!\r\n)\r|\r\n[ \t])*+)")
 
 
 def _bodies_of(header: bytes, name: bytes) -> Iterator[bytes]:

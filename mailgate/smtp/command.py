@@ -164,8 +164,9 @@ _KNOWN_VERBS = frozenset({"ETRN", "SAML", "SEND", "SOML", "TURN"})
 
 # The usual MAIL and RCPT: a Dot-string of ASCII atext without quotes and routes, an LDH domain, and of the parameters
 # those that large senders give, in the order in which they give them. A subset of the grammar; see `grammar.py`.
-_USUAL_LOCAL = r"[0-9A-Za-z!#$%&'*+\-/=?^_`{|}~]++(?:\.[0-9A-Za-z!#$%&'*+\-/=?^_`{|}~]++)*+"
-_USUAL_DOMAIN = r"[A-Za-z0-9]++(?:-++[A-Za-z0-9]++)*+(?:\.[A-Za-z0-9]++(?:-++[A-Za-z0-9]++)*+)*+"
+_USUAL_ATEXT = r"[0-9A-Za-z!#$%&'*+\-/=?^_`{|}~]"
+_USUAL_LOCAL = rf"{_USUAL_ATEXT}++(?:\.{_USUAL_ATEXT}{_USUAL_ATEXT}*+)*+"
+_USUAL_DOMAIN = r"[A-Za-z0-9]++(?:[.\-][A-Za-z0-9][A-Za-z0-9]*+|(?=--)-)*+"
 _USUAL = re.compile(
     r"(?:[Rr][Cc][Pp][Tt] [Tt][Oo]:|([Mm][Aa][Ii][Ll] [Ff][Rr][Oo][Mm]:))"
     rf"<({_USUAL_LOCAL})@({_USUAL_DOMAIN})>"
@@ -294,7 +295,7 @@ def _parse_rcpt(argument: str) -> Rcpt:
 #   esmtp-param     = esmtp-keyword ["=" esmtp-value]
 #   esmtp-keyword   = (ALPHA / DIGIT) *(ALPHA / DIGIT / "-")
 #   esmtp-value     = 1*(%d33-60 / %d62-126)          ; RFC 6531 adds UTF8-non-ascii
-_PARAMETER = re.compile(r"([A-Za-z0-9][A-Za-z0-9\-]*+)(?:=([!-<>-~\xa0-\U0010ffff]++))?+")
+_PARAMETER = re.compile(r"([A-Za-z0-9][A-Za-z0-9\-]*+)(?:=([!-<>-~\xa0-\U0010ffff]++))?")
 
 
 def _parse_parameters(argument: str, start: int) -> list[tuple[str, str | None]]:
@@ -450,7 +451,7 @@ def _orcpt(value: str | None) -> str:
 #   bdat-cmd   = "BDAT" SP chunk-size [ SP end-marker ] CR LF
 #   chunk-size = 1*DIGIT
 #   end-marker = "LAST"
-_BDAT = re.compile(r" *+([0-9]{1,20})(?: ++(LAST))?+", re.IGNORECASE | re.ASCII)
+_BDAT = re.compile(r" *+([0-9]{1,20})(?: ++(LAST))?", re.IGNORECASE | re.ASCII)
 
 
 def _parse_bdat(argument: str) -> Bdat:
@@ -464,7 +465,7 @@ def _parse_bdat(argument: str) -> Bdat:
 #   initial-response = base64 / "="
 #   sasl-mech        = 1*20mech-char                   ; RFC 4422
 #   mech-char        = UPPER-ALPHA / DIGIT / HYPHEN / UNDERSCORE
-_AUTH = re.compile(r" *+([A-Za-z0-9_\-]{1,20})(?: ++([!-~]++))?+")
+_AUTH = re.compile(r" *+([A-Za-z0-9_\-]{1,20})(?: ++([!-~]++))?")
 
 
 def _parse_auth(argument: str) -> Auth:
