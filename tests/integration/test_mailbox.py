@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from contextlib import closing
 from typing import Any
 from unittest import mock
 
+import psutil
 import psycopg2
 from twisted.internet.defer import gatherResults
 
@@ -283,6 +285,37 @@ class LargeTests(WritingTestCase):
         ((whole,),) = self.query("SELECT message_octets(id) FROM message")
         assert replaced
         assert whole.tobytes() == TRACE + octets
+
+    async def test_the_largest_message_is_never_held_a_second_time(self) -> None:
+        """Whatever its recipients: at most twice its size in all, and the content itself is once."""
+        writer = await self.writer()
+        size = 25 * 1024 * 1024
+        content = messages.content_of(CONTENT + b"it's \xe9 \\ x\r\n" * (size // 11), piece_octets=65_536)
+        recipients = [recipient(f"alice+{number}@example.test", self.alice) for number in range(1000)]
+        message = incoming(*recipients, content=content)
+        process = psutil.Process()
+        before = process.memory_info().rss
+        resident: list[int] = []
+        executes = [(connection, connection.execute) for connection in writer._idle_big]
+        for connection, execute in executes:
+
+            async def measured(
+                statement: bytes, *, execute: Any = execute, **keywords: Any
+            ) -> list[tuple[Any, ...]]:  # Any: passed on
+                rows: list[tuple[Any, ...]] = await execute(statement, **keywords)
+                resident.append(process.memory_info().rss)
+                return rows
+
+            self.enterContext(mock.patch.object(connection, "execute", measured))
+        tracemalloc.start()
+        self.addCleanup(tracemalloc.stop)
+        stored = writer.store(message)
+        await stored
+        _, peak = tracemalloc.get_traced_memory()
+        assert len(resident) > 100
+        assert peak < 6 * 1024 * 1024
+        assert max(resident) - before < size
+        assert self.query("SELECT size_octets FROM message") == [(content.size_octets,)]
 
     async def test_more_large_messages_than_connections_are_all_stored(self) -> None:
         writer = await self.writer(large_octets=1000)
