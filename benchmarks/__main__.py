@@ -138,7 +138,7 @@ def profile_command(folder: Path | None, case_name: str, seconds: int, output: P
                 raise click.ClickException(str(error)) from error
     console.print(
         f"{found.messages} messages, {found.cpu_us:.0f} us of the gate's CPU each, "
-        f"idle {found.idle_share:.0%}; {output}"
+        f"in Python {found.python_share:.0%} of the time; {output}"
     )
     for title, entries in (
         ("by file", found.file_us),

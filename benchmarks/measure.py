@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from types import TracebackType
 
+_KTHREADD = 2  # the parent of the kernel's threads on Linux
 _PROBE_PAUSE_SECONDS = 0.003
 _PROBES_PER_SESSION = 400  # below any sensible bound on commands that do nothing
 _ECHO = """
@@ -65,9 +66,10 @@ def _scheduled_seconds(pid: int) -> float | None:
 
 
 def machine_busy_seconds() -> float:
-    """What all cores together have worked so far, whoever for."""
+    """What all cores together have worked so far, but for the kernel's own threads, which write to the disks."""
     times = psutil.cpu_times()
-    return float(sum(times) - times.idle - getattr(times, "iowait", 0.0) - getattr(times, "guest", 0.0))
+    busy = sum(times) - times.idle - getattr(times, "iowait", 0.0) - getattr(times, "guest", 0.0)
+    return float(busy) - (cpu_seconds(_KTHREADD) if sys.platform == "linux" else 0.0)
 
 
 def rss_octets(pid: int) -> int:
