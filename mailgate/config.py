@@ -60,6 +60,7 @@ __all__ = ["Config", "ConfigError", "Fault", "load_config", "reloadable_differen
 
 DATA_LOSS_SENTENCE = "a crash may lose mail that was acknowledged"
 _LAST_PORT = 65_535
+_DNS_PORT = 53
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 _DOMAIN = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(?:\.{_LABEL})*", re.ASCII)
 
@@ -100,6 +101,28 @@ class MailboxAddress:
         if not local or any(char in local for char in ' \t\r\n"@<>\0') or _domain_name(domain) is None:
             raise Wrong(f"{value!r} is not a mailbox address", 'use the form "alice@example.test"')
         return f"{local}@{domain}"
+
+
+@dataclass(frozen=True, slots=True)
+class ServerAddress:
+    """A server's IP address, with a port or without; a port after an IPv6 address takes brackets."""
+
+    default_port: int
+
+    def read(self, value: object, key: str, reader: Reader) -> tuple[str, int]:
+        """The address in its shortest form, and the port."""
+        text = value if isinstance(value, str) else ""
+        match = re.fullmatch(r"\[([^]]+)\](?::([0-9]{1,5}))?|([0-9.]+):([0-9]{1,5})", text, re.ASCII)
+        address, port = (match[1] or match[3], match[2] or match[4]) if match else (text, None)
+        number = int(port) if port else self.default_port
+        try:
+            parsed = ipaddress.ip_address(address)
+        except ValueError:
+            parsed = None
+        if parsed is None or (match and match[1] and parsed.version == 4) or not 1 <= number <= _LAST_PORT:
+            form = 'use the form "192.0.2.1", "192.0.2.1:5353", "2001:db8::1" or "[2001:db8::1]:5353"'
+            raise Wrong(f"{value!r} is not the address of a server", form)
+        return str(parsed), number
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,8 +330,14 @@ class Tolerate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dns:
-    """How policies use the DNS."""
+    """How the DNS is asked, and who is spared what waits for it."""
 
+    servers: Annotated[tuple[tuple[str, int], ...], ListOf(ServerAddress(_DNS_PORT))] = ()
+    timeout_seconds: Annotated[float, Seconds] = 5.0
+    deadline_seconds: Annotated[float, Seconds] = 15.0
+    cache_entries: Annotated[int, Integer(0, 10_000_000, "a number of answers")] = 20_000
+    maximum_ttl_seconds: Annotated[float, Seconds] = 86_400.0
+    trusts_ad: bool = False
     spare_loopback: bool = True
 
 
@@ -370,6 +399,7 @@ def load_config(path: Path, *, opens_files: bool = True, now: datetime | None = 
         _check_tls(config, reader)
         _check_folders(config, reader)
         _check_limits(config, reader)
+        _check_dns(config, reader)
     if config is None or reader.faults:
         raise ConfigError(reader.faults)
     return config
@@ -507,7 +537,8 @@ def _check_folders(config: Config, reader: Reader) -> None:
     if config.tls.self_signed:
         used.append(("data_folder", config.data_folder))
     for key, folder in used:
-        if reader.is_faulty(key) or folder is None:
+        # The database's folder may follow from the data folder, and then from its default.
+        if reader.is_faulty(key) or reader.is_faulty("data_folder") or folder is None:
             continue
         nearest = next(path for path in (folder, *folder.parents) if path.exists())
         if not os.access(nearest, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
@@ -546,6 +577,15 @@ def _check_limits(config: Config, reader: Reader) -> None:
             f"{limits.memory_octets} has no room for one message",
             f"use at least message_octets, {limits.message_octets}",
         )
+
+
+def _check_dns(config: Config, reader: Reader) -> None:
+    dns = config.dns
+    if reader.is_faulty("dns.timeout_seconds") or reader.is_faulty("dns.deadline_seconds"):
+        return
+    if dns.deadline_seconds < dns.timeout_seconds:
+        problem = f"{dns.deadline_seconds:g} ends before one server's time is over"
+        reader.fault("dns.deadline_seconds", problem, f"use at least timeout_seconds, {dns.timeout_seconds:g}")
 
 
 def _domain_name(value: object) -> str | None:

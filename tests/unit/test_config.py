@@ -95,6 +95,8 @@ def test_values_are_parsed(tmp_path: Path) -> None:
         endpoints = ["systemd:domain=INET6:name=smtps", "unix:/run/mailgate.sock"]
         [tls]
         self_signed = true
+        [dns]
+        servers = ["192.0.2.1", "192.0.2.1:5353", "2001:DB8:0::1", "[2001:db8::1]:5353"]
         [retention]
         folders = { Spam = 7 }
         [bootstrap]
@@ -115,6 +117,12 @@ def test_values_are_parsed(tmp_path: Path) -> None:
         Role.SUBMISSION,
         None,
         "unix:/run/mailgate.sock",
+    )
+    assert config.dns.servers == (
+        ("192.0.2.1", 53),
+        ("192.0.2.1", 5353),
+        ("2001:db8::1", 53),
+        ("2001:db8::1", 5353),
     )
     assert config.retention.folders == (("Spam", 7),)
     assert config.bootstrap.mailboxes == ("alice@example.test",)
