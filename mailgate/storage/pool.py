@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg2
 from psycopg2.extensions import make_dsn, parse_dsn
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.error import ConnectionDone
 from twisted.internet.task import Cooperator
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -124,9 +125,25 @@ class _Wire(txpostgres.Connection):  # type: ignore[misc]  # the base class has 
             self._lost(error)
             return
         self.checkForNotifies()
-        # A connection that is refused while it is being made is not closed, but has no socket any more.
-        if self.fileno() >= 0 and not self._cursors:
-            self.reactor.addReader(self)
+        if not self._cursors:
+            self._watch()
+
+    def cursorFinished(self, cursor: _Cursor) -> None:  # noqa: N802 - txpostgres calls it
+        """A query has ended: listen for notifications again."""
+        self._cursors.discard(cursor)
+        if not self._connection.closed:
+            self.checkForNotifies()
+            self._watch()
+
+    def _watch(self) -> None:
+        if self._connection.closed:
+            return
+        # Refused while it was being made, or ended right behind an answer: libpq has given the socket up, and psycopg2
+        # has not noticed yet.
+        if self.fileno() < 0:
+            self.reactor.callLater(0, self._lost, psycopg2.OperationalError("the server closed the connection"))
+            return
+        self.reactor.addReader(self)
 
     def connectionLost(self, reason: Failure) -> None:
         """The reactor has seen the socket's end."""
@@ -443,7 +460,7 @@ class Connection:
             # A server ends a query whose client has gone at once, not when it comes to answer.
             await execute("SELECT set_config('client_connection_check_interval', '1s', false)")
             if self._setup is not None:
-                await self._setup(execute)
+                await self._set_up(self._setup, execute)
             for channel in self._observers:
                 await execute(f'LISTEN "{channel}"')
         except CancelledError:
@@ -455,8 +472,6 @@ class Connection:
             wire.close()
             if is_late:
                 raise StorageUnavailable("the database did not answer in time") from error
-            if not isinstance(error, psycopg2.Error):
-                log.failure("{name}: setting up the connection failed", name=self.name)
             raise StorageUnavailable(_sentence(error)) from error
         finally:
             if timer.active():
@@ -464,6 +479,15 @@ class Connection:
         if ended.called:
             raise StorageUnavailable("the connection was lost at once")
         return wire
+
+    async def _set_up(self, setup: Callable[[Execute], Awaitable[None]], execute: Execute) -> None:
+        try:
+            await setup(execute)
+        except (psycopg2.Error, ConnectionDone):  # the database's affair; anything else is ours
+            raise
+        except Exception:
+            log.failure("{name}: setting up the connection failed", name=self.name)
+            raise
 
     def _open(self, wire: _Wire) -> None:
         self._wire = wire

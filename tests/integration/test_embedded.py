@@ -110,10 +110,12 @@ class StartTests(EmbeddedTestCase):
         self.addCleanup(sleeper.kill)
         lock = server.cluster / "postmaster.pid"
         lock.write_text(f"{sleeper.pid}\n{server.cluster}\n1700000000\n5432\n{server.cluster}\n\n 1 1\nready   \n")
+        (server.cluster / ".s.PGSQL.5432.lock").write_text(lock.read_text())
         assert not server.is_running()
         server.start()
         assert server.is_running()
         assert self.pid_of(server) != sleeper.pid
+        assert sleeper.poll() is None
 
     def test_an_interrupted_initdb_is_begun_anew(self) -> None:
         server = self.server()
