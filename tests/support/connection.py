@@ -194,11 +194,11 @@ class Client:
 
     def __init__(self, listener: Listener, peer: str) -> None:
         self.transport: Any = FakeTransport(peer)  # Any: StringTransport has no types
-        connection = listener.factory.buildProtocol(self.transport.getPeer())
+        connection = listener.factory.buildProtocol(self.transport.getPeer())  # type: ignore[no-untyped-call]  # Twisted's
         assert isinstance(connection, MailConnection)
-        self.connection: Any = connection  # Any: tests look behind it
-        self.transport.protocol = self.connection
-        self.connection.makeConnection(self.transport)
+        self.connection = connection
+        self.transport.protocol = connection
+        self.connection.makeConnection(self.transport)  # type: ignore[no-untyped-call]  # Twisted's
 
     def send(self, octets: bytes) -> None:
         """Send, whether or not anybody reads: what is in flight arrives."""
