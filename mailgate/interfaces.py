@@ -14,12 +14,30 @@ class IPolicy(Interface):
     name: str = Attribute("How configuration, logs and the record name this policy.")
     stages: object = Attribute("A frozenset of `mailgate.policy.stage.Stage`: when it is asked.")
 
+    # May also have `after`: the names of policies whose notes of the same stage it wants to see, and `waits_for_dns`:
+    # whether it has to look something up, so that clients on loopback can be spared it.
+
     def decide(request):  # type: ignore[no-untyped-def]  # mypy-zope takes the types from the implementation
         """Give an opinion on a `mailgate.policy.stage.Request`.
 
         @return: a Verdict, or an awaitable (coroutine or Deferred) of one. It is cancelled when the stage's deadline
             passes or the client goes.
         @raises Exception: whatever it raises, the transaction is deferred with 451 and the log names the policy.
+        """
+
+
+class IPolicyProvider(Interface):
+    """A plugin that makes policies. `mailgate.policy.plugin` has two ready ones."""
+
+    name: str = Attribute("What `use` says in the configuration.")
+    options: object = Attribute("A frozen dataclass: the keys of the policy's table. Every field has a default.")
+
+    def make(options, services):  # type: ignore[no-untyped-def]
+        """Make one policy.
+
+        @param options: an instance of `options`, as configured.
+        @param services: a `mailgate.policy.plugin.Services`.
+        @return: an IPolicy.
         """
 
 
