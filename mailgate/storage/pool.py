@@ -650,7 +650,7 @@ async def check_server(connection: Connection | Pool, *, allow_unsafe_durability
     if unsafe and not allow_unsafe_durability:
         raise DatabaseRefused(
             f"{' and '.join(unsafe)} {'is' if len(unsafe) == 1 else 'are'} off in the database server: mail that was "
-            "answered with 250 could be lost. Turn it on, or accept that with database.allow_unsafe_durability = true"
+            "answered with 250 could be lost. Turn it on, or accept that in words with database.accept_data_loss"
         )
     version = None
     if has_schema:
@@ -704,7 +704,7 @@ def _call_all(observers: Sequence[Callable[[], None]]) -> None:
 def _complete(dsn: str, name: str) -> str:
     """The DSN with our name in it, and with what finds dead TCP peers, unless it says otherwise itself."""
     given = parse_dsn(dsn)
-    added = {"application_name": f"mailgate {name}"}
+    added = {"application_name": name}
     hosts = [*given.get("host", "").split(","), *given.get("hostaddr", "").split(",")]
     if any(host and not host.startswith(("/", "@")) for host in hosts):
         added |= _TCP_DEFAULTS

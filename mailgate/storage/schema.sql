@@ -782,6 +782,10 @@ COMMENT ON COLUMN recent_refusals.reason IS 'Why, in words for us.';
 
 -- ---------------------------------------------------------------- directory functions
 
+CREATE FUNCTION local_key(local_part text) RETURNS text LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+RETURN replace(replace(lower(normalize(local_part, NFC)), 'ß', 'ss'), 'ς', 'σ');
+COMMENT ON FUNCTION local_key IS 'The local part of a stored target, case-folded as that of an address in the dialogue. lower() does not know all that Unicode''s case folding does: of letters in use these two differ. In a database whose locale is C it knows ASCII alone.';
+
 CREATE FUNCTION split_address(address text, OUT local_part text, OUT domain_name text) LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
 RETURN (
     SELECT ROW (
@@ -892,7 +896,7 @@ BEGIN
                 CONTINUE;
             END IF;
 
-            folded := CASE WHEN w_depth[i] = 0 THEN local_key ELSE lower(normalize(w_local[i], NFC)) END;
+            folded := CASE WHEN w_depth[i] = 0 THEN local_key ELSE mailgate.local_key(w_local[i]) END;
             name := folded;
             own_detail := w_detail[i];
             is_found := false;
@@ -915,7 +919,7 @@ BEGIN
                     LOOP
                         SELECT s.local_part, s.domain_name INTO target_local, target_domain
                         FROM mailgate.split_address(target) AS s;
-                        IF target_domain = d.name AND lower(normalize(target_local, NFC)) = name THEN
+                        IF target_domain = d.name AND mailgate.local_key(target_local) = name THEN
                             means_mailbox := true;
                         ELSE
                             w_local := w_local || target_local;

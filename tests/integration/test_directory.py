@@ -78,7 +78,8 @@ FROM mailgate.domain d JOIN (VALUES
     ('crowd', 'full@example.test'),
     ('reader', 'leser@xn--bcher-kva.test'),
     ('boss', 'postmaster@example.test'),
-    ('held', 'frank@off.test')
+    ('held', 'frank@off.test'),
+    ('folded', 'Grüße@example.test')
 ) AS n (local_part, target) ON d.name = 'example.test';
 INSERT INTO mailgate.alias (domain_id, local_part, target)
 SELECT d.id, 'chain' || n, CASE n WHEN 17 THEN 'alice' ELSE 'chain' || n + 1 END || '@example.test'
@@ -141,6 +142,7 @@ class RuleTests(DirectoryTestCase):
                 ("ALICE@Example.TEST", ["alice@example.test"]),
                 ('"alice"@example.test.', ["alice@example.test"]),
                 ("GRÜSSE@example.test", ["grüsse@example.test"]),
+                ("folded@example.test", ["grüsse@example.test"]),
                 ("gru\u0308ße@example.test", ["grüsse@example.test"]),
                 ('"two words"@example.test', ['"two words"@example.test']),
             ]
@@ -264,7 +266,8 @@ class PostmasterTests(DirectoryTestCase):
     sql = """
     INSERT INTO mailgate.domain (name, catch_all, is_enabled) VALUES
         ('empty.test', NULL, true), ('first.test', NULL, true), ('all.test', 'bob@first.test', true),
-        ('named.test', NULL, true), ('broken.test', 'nobody@broken.test', true), ('off.test', NULL, false);
+        ('named.test', NULL, true), ('[192.0.2.25]', NULL, true),
+        ('broken.test', 'nobody@broken.test', true), ('off.test', NULL, false);
     INSERT INTO mailgate.mailbox (domain_id, local_part, is_enabled, quota_octets)
     SELECT d.id, n.local_part, n.is_enabled, n.quota_octets
     FROM mailgate.domain d JOIN (VALUES
@@ -285,6 +288,7 @@ class PostmasterTests(DirectoryTestCase):
                 ("postmaster@first.test", ["bob@first.test"]),  # the first that takes mail
                 ("abuse@broken.test", ["carol@broken.test"]),  # a catch-all that leads nowhere
                 ("postmaster@empty.test", ["bob@first.test"]),  # the first of all
+                ("postmaster@[192.0.2.25]", ["bob@first.test"]),  # a literal of ours
                 ("postmaster@off.test", ["dave@off.test"]),  # a domain that is not enabled
             ]
         )
@@ -358,7 +362,7 @@ class ChangeTests(DirectoryTestCase):
         self.listener.on_lost(lambda: lost.append(None))
         postgres.query(
             self.dsn,
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'mailgate listener'",
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'listener'",
         )
         postgres.query(self.dsn, "UPDATE mailgate.mailbox SET is_enabled = false")
         await until(reactor, lambda: lost and self.listener.is_connected)

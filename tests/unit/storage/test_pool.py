@@ -14,7 +14,7 @@ def test_a_tcp_host_gets_what_finds_dead_peers() -> None:
     given = parse_dsn(_complete("host=192.0.2.1 dbname=mail", "writer"))
     assert given["tcp_user_timeout"] == "15000"
     assert int(given["keepalives_idle"]) + int(given["keepalives_interval"]) * int(given["keepalives_count"]) <= 60
-    assert given["application_name"] == "mailgate writer"
+    assert given["application_name"] == "writer"
 
 
 def test_what_the_dsn_says_itself_stays() -> None:
