@@ -27,6 +27,8 @@ from twisted.internet.error import CannotListenError, ConnectError, ConnectingCa
 from twisted.internet.protocol import DatagramProtocol, Factory, Protocol, connectionDone
 from twisted.internet.task import deferLater
 
+from mailgate.dns.guard import is_affordable
+
 if TYPE_CHECKING:
     from twisted.python.failure import Failure
 
@@ -34,9 +36,8 @@ _T = TypeVar("_T")
 
 MAX_DATAGRAM_OCTETS: Final = 4096  # we say 1232 in EDNS; what is longer than this is cut, and so no answer
 MAX_DATAGRAMS: Final = 16  # for one query: a flood of forgeries costs the query, and no more of our time
-MAX_RECORDS: Final = 1000  # in one message; each takes time to read
-_MAX_STREAM_OCTETS: Final = 2 + 65_535
-_HEADER_OCTETS: Final = 12
+_LENGTH_OCTETS: Final = 2  # of the number before a message on a stream
+_MAX_STREAM_OCTETS: Final = _LENGTH_OCTETS + 65_535
 
 
 class Abandoned(BaseException):
@@ -131,13 +132,6 @@ def _timed_out(_result: object, timeout: float) -> NoReturn:
     raise dns.exception.Timeout(timeout=timeout)  # type: ignore[no-untyped-call]  # dnspython's
 
 
-def _has_too_many_records(message: bytes) -> bool:
-    """Whether the header announces more records than anybody needs in an answer (RFC 1035 section 4.1.1)."""
-    if len(message) < _HEADER_OCTETS:
-        return False
-    return sum(int.from_bytes(message[start : start + 2], "big") for start in (4, 6, 8, 10)) > MAX_RECORDS
-
-
 class _Datagrams(DatagramProtocol):
     """What arrives for one query, as far as it can be an answer to it."""
 
@@ -153,7 +147,7 @@ class _Datagrams(DatagramProtocol):
     def datagramReceived(self, datagram: bytes, addr: Any) -> None:  # Any: as above
         """Keep it, if it bears the query's id and there were not too many before."""
         self._seen += 1
-        if datagram[:2] == self.id and self._seen <= MAX_DATAGRAMS and not _has_too_many_records(datagram):
+        if datagram[:2] == self.id and self._seen <= MAX_DATAGRAMS and is_affordable(datagram):
             self.arrived.append((datagram, addr))
             self._wake()
 
@@ -295,8 +289,8 @@ class StreamSocket(dns.asyncbackend.StreamSocket):  # type: ignore[name-defined,
             await self._backend.within(timeout, protocol.waiting)
         found = bytes(protocol.arrived[:size])
         del protocol.arrived[:size]
-        if _has_too_many_records(found):
-            raise dns.exception.FormError("too many records")  # type: ignore[no-untyped-call]  # dnspython's
+        if len(found) > _LENGTH_OCTETS and not is_affordable(found):
+            raise dns.exception.FormError("it would take too long to read")  # type: ignore[no-untyped-call]  # dnspython's
         return found
 
     async def close(self) -> None:
