@@ -70,25 +70,26 @@ _random = SystemRandom()
 class _Query:
     """A query that waits or runs. `done` may be cancelled: a waiting query is dropped, a running one goes on."""
 
-    __slots__ = ("done", "parameters", "sql", "timer")
+    __slots__ = ("deadline", "done", "parameters", "sql", "timer")
 
-    def __init__(self, sql: str | bytes, parameters: Sequence[object] | None) -> None:
+    def __init__(self, sql: str | bytes, parameters: Sequence[object] | None, deadline: float) -> None:
         self.sql = sql
         self.parameters = parameters
+        self.deadline = deadline  # the timer may go off earlier, while there is no connection
         self.done: Deferred[list[Row]] = Deferred()
         self.timer: IDelayedCall | None = None
 
     def succeed(self, rows: list[Row]) -> None:
-        self._stop_timer()
+        self.forget_timer()
         if not self.done.called:
             self.done.callback(rows)
 
     def fail(self, error: Exception | Failure) -> None:
-        self._stop_timer()
+        self.forget_timer()
         if not self.done.called:
             self.done.errback(error)
 
-    def _stop_timer(self) -> None:
+    def forget_timer(self) -> None:
         timer, self.timer = self.timer, None
         if timer is not None and timer.active():
             timer.cancel()
@@ -173,7 +174,7 @@ class _Work:
         self.is_stopped = False
 
     def submit(self, sql: str | bytes, parameters: Sequence[object] | None, timeout_seconds: float) -> _Query:
-        query = _Query(sql, parameters)
+        query = _Query(sql, parameters, self.reactor.seconds() + timeout_seconds)
         if self.is_stopped:
             query.fail(StorageUnavailable("shutting down"))
             return query
@@ -197,7 +198,11 @@ class _Work:
         """That connection is free."""
         while self.waiting:
             query = self.waiting.popleft()
-            if not query.done.called:
+            if query.done.called:  # cancelled
+                query.forget_timer()
+            else:
+                if query.timer is not None and query.timer.getTime() < query.deadline:
+                    query.timer.reset(max(query.deadline - self.reactor.seconds(), 0))
                 connection.run(query)
                 return
 
@@ -380,11 +385,8 @@ class Connection:
     # ------------------------------------------------------------------ queries
 
     def _finished(self, rows: list[Row], wire: _Wire, query: _Query) -> None:
-        if self._running is query:
-            self._running = None
+        self._free(wire, query)
         query.succeed(rows)
-        if self._wire is wire and self._running is None and self._work.waiting:
-            self._work.next(self)
 
     def _refused(self, failure: Failure, wire: _Wire, query: _Query) -> None:
         error = failure.value
@@ -393,10 +395,14 @@ class Connection:
             if self._wire is wire:
                 self._replace(wire, StorageUnavailable(_sentence(error)))
             return
+        self._free(wire, query)
+        query.fail(StorageUnavailable(_sentence(error)) if _is_of_the_server(error) else failure)
+
+    def _free(self, wire: _Wire, query: _Query) -> None:
+        """Go on to who has waited longest, before the one who has just been served can ask again."""
         if self._running is query:
             self._running = None
-        query.fail(StorageUnavailable(_sentence(error)) if _is_of_the_server(error) else failure)
-        if self._wire is wire and self._running is None:
+        if self.is_idle and self._wire is wire and self._work.waiting:
             self._work.next(self)
 
     # ------------------------------------------------------------------ the life of connections

@@ -79,6 +79,20 @@ class ExecuteTests(PoolTestCase):
         await gatherResults(inserts)
         assert await connection.execute("SELECT n FROM t ORDER BY place") == [(n,) for n in range(100)]
 
+    async def test_who_asks_again_and_again_keeps_nobody_waiting(self) -> None:
+        connection = self.connection()
+        await connection.connected(5)
+        is_served = False
+
+        async def ask_again_and_again() -> None:
+            while not is_served:
+                await connection.execute("SELECT 1")
+
+        asking = Deferred.fromCoroutine(ask_again_and_again())
+        await connection.execute("SELECT 2")
+        is_served = True
+        await asking
+
     async def test_a_server_that_is_short_of_something_is_unavailable(self) -> None:
         """Disk full, out of memory, a deadlock: nothing that the statement, and so the client, is to blame for."""
         connection = self.connection()
@@ -216,6 +230,16 @@ class ConnectTests(PoolTestCase):
         assert "No such file or directory" in str(error)
         error = await self.fails(connection.connected(0.1), StorageUnavailable)
         assert "No such file or directory" in str(error)
+
+    async def test_a_query_that_has_waited_for_its_connection_still_has_its_time(self) -> None:
+        """The bound on the wait is none on the statement itself."""
+        name = parse_dsn(self.dsn)["dbname"]
+        admin = postgres.shared_server().dsn_of("postgres")
+        postgres.query(admin, f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+        connection = self.connection()
+        slow = Deferred.fromCoroutine(connection.execute("SELECT pg_sleep(2)"))
+        reactor.callLater(1, postgres.query, admin, f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
+        assert len(await slow) == 1
 
     async def test_a_query_waits_for_a_connection_no_longer_than_its_patience(self) -> None:
         """However long the statement itself may take: an outage is answered with 451 soon."""
