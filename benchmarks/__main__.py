@@ -266,7 +266,7 @@ def _say(results: Results) -> None:
 
 
 def _table_of(rows: list[tuple[str, ...]]) -> str:
-    widths = (19, 9, 12, 9, 7, 6, 9, 8, 8, 12, 7, 6)
+    widths = (22, 9, 12, 9, 7, 6, 9, 8, 8, 12, 7, 6)
     return "\n".join("".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
 
 

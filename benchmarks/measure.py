@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,6 +38,10 @@ def cpu_seconds(root: int, *, without: Iterable[int] = ()) -> float:
 
     `without` names descendants that are left out, with all below them.
     """
+    children = defaultdict(list)
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            children[process.ppid()].append(process.pid)
     left_out = set(without)
     total = 0.0
     waiting = [root]
@@ -50,7 +55,7 @@ def cpu_seconds(root: int, *, without: Iterable[int] = ()) -> float:
             precise = _scheduled_seconds(pid)
             total += times.user + times.system if precise is None else precise
             total += getattr(times, "children_user", 0.0) + getattr(times, "children_system", 0.0)
-            waiting += [child.pid for child in process.children()]
+        waiting += children[pid]
     return total
 
 
