@@ -32,6 +32,7 @@ from mailgate.certificate import (
     read_chain,
     read_key,
 )
+from mailgate.policy.plugin import Provider, providers
 from mailgate.policy.stage import Role
 from mailgate.tls import MODERN_CIPHERS, TlsContexts, check_ciphers
 from mailgate.toml import (
@@ -58,6 +59,7 @@ from mailgate.toml import (
 
 __all__ = ["Config", "ConfigError", "Fault", "load_config", "reloadable_differences"]
 
+USUAL_POLICIES = ("spf", "dkim", "arc", "dmarc")
 DATA_LOSS_SENTENCE = "a crash may lose mail that was acknowledged"
 _LAST_PORT = 65_535
 _DNS_PORT = 53
@@ -342,6 +344,80 @@ class Dns:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Deadlines:
+    """How long the policies of a stage may take together."""
+
+    connect_seconds: Annotated[float, Seconds] = 10.0
+    helo_seconds: Annotated[float, Seconds] = 25.0
+    mail_seconds: Annotated[float, Seconds] = 25.0
+    rcpt_seconds: Annotated[float, Seconds] = 10.0
+    data_seconds: Annotated[float, Seconds] = 10.0
+    end_of_data_seconds: Annotated[float, Seconds] = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyUse:
+    """One policy in the chain: which, for whom, and how it is tuned. `options` is its own dataclass."""
+
+    use: str
+    name: str
+    listeners: tuple[Role, ...] = tuple(Role)
+    domains: tuple[str, ...] = ()
+    options: Any = None  # Any: a dataclass of the policy's own
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyTables:
+    """The chain, [[policy]]: each table has keys for all policies, and the keys of the policy that it uses."""
+
+    def read(self, value: object, key: str, reader: Reader) -> tuple[PolicyUse, ...]:
+        """The policies, in the order of the file."""
+        if not isinstance(value, list) or not all(isinstance(table, dict) for table in value):
+            raise Wrong("it is not a list of tables", f"write each policy as [[{key}]], with its keys below")
+        known = providers()
+        found = [self._one(table, f"{key}[{number}]", known, reader) for number, table in enumerate(value, 1)]
+        uses = [use for use in found if use is not None]
+        names = [use.name for use in uses]
+        for name in sorted({name for name in names if names.count(name) > 1}):
+            reader.fault(key, f"two policies are called {name!r}", "give one of them another name")
+        return tuple(uses)
+
+    def _one(
+        self, table: Mapping[str, object], key: str, known: Mapping[str, Provider], reader: Reader
+    ) -> PolicyUse | None:
+        use = table.get("use")
+        if not isinstance(use, str) or use not in known:
+            problem = "it is missing" if use is None else f"{use!r} is no policy that is installed"
+            reader.fault(f"{key}.use", problem, "use one of " + ", ".join(sorted(known)))
+            return None
+        own = {"use", "name", "listeners", "domains"}
+        common = reader.read_table(_PolicyKeys, {k: v for k, v in table.items() if k in own and k != "use"}, key)
+        options = reader.read_table(known[use].options, {k: v for k, v in table.items() if k not in own}, key)
+        return PolicyUse(
+            use=use, name=common.name or use, listeners=common.listeners, domains=common.domains, options=options
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _PolicyKeys:
+    """What every [[policy]] may say."""
+
+    name: Annotated[str, Text("a name for this policy", is_empty_allowed=True)] = ""
+    listeners: Annotated[tuple[Role, ...], ListOf(OneOf(Role))] = (Role.MX,)
+    domains: Annotated[tuple[str, ...], ListOf(DomainName())] = ()
+
+
+def _usual_policies(_known: Mapping[str, Any]) -> object:  # Any: as in Derived
+    """The chain of a file without any [[policy]]: what is built in, for mail from other servers."""
+    known = providers()
+    return tuple(
+        PolicyUse(use=use, name=use, listeners=(Role.MX,), options=known[use].options())
+        for use in USUAL_POLICIES
+        if use in known
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Retention:
     """How long things are kept."""
 
@@ -378,6 +454,8 @@ class Config:
     limits: Limits
     tolerate: Tolerate
     dns: Dns
+    policies: Annotated[tuple[PolicyUse, ...], Key("policy"), PolicyTables(), Derived(_usual_policies)]
+    deadlines: Deadlines
     retention: Retention
     shutdown: Shutdown
     bootstrap: Bootstrap
@@ -427,7 +505,7 @@ def reloadable_differences(old: Config, new: Config) -> tuple[str, ...]:
     return tuple(found)
 
 
-_RELOADED = frozenset({"tls", "limits", "tolerate"})
+_RELOADED = frozenset({"tls", "limits", "tolerate", "policies", "deadlines"})
 
 
 def _listener_differences(old: tuple[Listener, ...], new: tuple[Listener, ...]) -> list[str]:

@@ -31,17 +31,21 @@ from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IListeningPort
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
+from twisted.python.threadpool import ThreadPool
 
 from mailgate import instance
 from mailgate.binding import listen_tcp
 from mailgate.certificate import UnusableFile, ensure_self_signed
 from mailgate.config import DATA_LOSS_SENTENCE, Config, ConfigError, load_config, reloadable_differences
+from mailgate.dns.resolver import CachingResolver
 from mailgate.ids import IdGenerator
 from mailgate.listener import MailFactory, Rules, Timeouts, Tolerated
 from mailgate.notify import Notifier
-from mailgate.policy.chain import Chain
+from mailgate.policy.chain import Chain, Member
 from mailgate.policy.limits import LimitsPolicy, NodeLimits, Usage
+from mailgate.policy.plugin import THREADS, Services, providers
 from mailgate.policy.recipients import RecipientsPolicy
+from mailgate.policy.stage import Stage
 from mailgate.smtp.grammar import domain_key, local_key
 from mailgate.smtp.session import Limits, Settings
 from mailgate.storage.directory import Directory
@@ -58,12 +62,24 @@ if TYPE_CHECKING:
     from twisted.python.failure import Failure
 
     from mailgate.config import Listener
+    from mailgate.policy.stage import Request
+    from mailgate.policy.verdict import Decision
 
 _DATABASE_PATIENCE_SECONDS = 10.0  # between two lines that say that the database does not answer
 
 
 class StartFailed(Exception):
     """The service can't start, and waiting won't help; the message is for people."""
+
+
+class _ChangingChain:
+    """The chain that is in force: a reload puts another in its place, for the next decision of every session."""
+
+    def __init__(self, chain: Chain) -> None:
+        self.chain = chain
+
+    def decide(self, request: Request) -> Decision | Deferred[Decision]:
+        return self.chain.decide(request)
 
 
 class MailgateService(MultiService):
@@ -93,6 +109,18 @@ class MailgateService(MultiService):
         self._writer: MailboxWriter | None = None
         self._journal: Journal | None = None
         self._retention: Retention | None = None
+        dns = config.dns
+        self._resolver = CachingResolver(
+            reactor,
+            dns.servers,
+            timeout_seconds=dns.timeout_seconds,
+            deadline_seconds=dns.deadline_seconds,
+            cache_entries=dns.cache_entries,
+            maximum_ttl_seconds=dns.maximum_ttl_seconds,
+            trusts_ad=dns.trusts_ad,
+        )
+        self._threads: ThreadPool | None = None
+        self._chain: _ChangingChain | None = None
         self._limits_policy = LimitsPolicy(_node_limits(config), self._usage)
         self._tls: TlsContexts | None = None
         self._factories: dict[str, MailFactory] = {}
@@ -116,9 +144,9 @@ class MailgateService(MultiService):
         ids = IdGenerator(instance_number, time.time)
         await self._bootstrap()
         assert self._directory is not None  # noqa: S101  # made by _open_database
-        chain = Chain(self._reactor, [self._limits_policy, RecipientsPolicy(self._directory)])
+        self._chain = _ChangingChain(self._make_chain(config))
         for listener in config.listeners:
-            self._factories[listener.name] = self._factory(listener, chain, ids)
+            self._factories[listener.name] = self._factory(listener, ids)
         await self._listen()
         self._old_sighup = signal.signal(signal.SIGHUP, self._sighup)
         self._notifier.watchdog().setServiceParent(self)  # type: ignore[no-untyped-call]  # Twisted's has no types
@@ -192,13 +220,13 @@ class MailgateService(MultiService):
             else:
                 return
 
-    def _factory(self, listener: Listener, chain: Chain, ids: IdGenerator) -> MailFactory:
-        assert self._writer is not None and self._journal is not None  # noqa: S101  # made by _open_database
+    def _factory(self, listener: Listener, ids: IdGenerator) -> MailFactory:
+        assert self._writer and self._journal and self._chain  # noqa: S101  # made by _open_database and _start
         return MailFactory(
             name=listener.name,
             role=listener.role,
             rules=_rules(self._config, listener),
-            chain=chain,
+            chain=self._chain,
             writer=self._writer,
             journal=self._journal,
             ids=ids,
@@ -208,6 +236,40 @@ class MailgateService(MultiService):
             tls=self._tls.factory(listener.client_certificate) if self._tls is not None else None,
             is_implicit_tls=listener.tls == "implicit",
             proxy_from=listener.proxy_from,
+        )
+
+    def _make_chain(self, config: Config) -> Chain:
+        """The policies, in order: what no configuration can leave out, then what it asks for."""
+        assert self._directory is not None  # noqa: S101  # made by _open_database
+        if self._threads is None:
+            self._threads = ThreadPool(0, THREADS, "mailgate-policies")
+            self._threads.start()
+        services = Services(self._reactor, time.time, self._resolver, config.hostname, self._threads)
+        known = providers()
+        members: list[Member] = [Member(self._limits_policy), Member(RecipientsPolicy(self._directory))]
+        for use in config.policies:
+            policy = known[use.use].make(use.options, services)
+            members.append(
+                Member(
+                    policy,
+                    frozenset(use.listeners),
+                    frozenset(domain_key(domain) for domain in use.domains),
+                    spares_loopback=config.dns.spare_loopback and getattr(policy, "waits_for_dns", False),
+                    name=use.name,
+                )
+            )
+        deadlines = config.deadlines
+        return Chain(
+            self._reactor,
+            members,
+            {
+                Stage.CONNECT: deadlines.connect_seconds,
+                Stage.HELO: deadlines.helo_seconds,
+                Stage.MAIL: deadlines.mail_seconds,
+                Stage.RCPT: deadlines.rcpt_seconds,
+                Stage.DATA: deadlines.data_seconds,
+                Stage.END_OF_DATA: deadlines.end_of_data_seconds,
+            },
         )
 
     async def _listen(self) -> None:
@@ -302,6 +364,8 @@ class MailgateService(MultiService):
             await self._writer.stop()
         if self._journal is not None:
             await self._journal.stop(grace * 0.1)
+        if self._threads is not None:
+            self._threads.stop()
         for connections in self._databases:
             await connections.stop()
         if self._embedded is not None:
@@ -319,10 +383,15 @@ class MailgateService(MultiService):
         try:
             config = load_config(self._config.file)
             tls = _load_tls(config)
+            chain = self._make_chain(config)
         except ConfigError as error:
             for fault in error.faults:
                 self._log.error("{fault}", fault=str(fault))
             self._reloaded("The configuration has faults: the old one stays in force")
+            return
+        except ValueError as error:
+            self._log.error("the policies can't be chained: {fault}", fault=str(error))
+            self._reloaded("The policies can't be chained: the old ones stay in force")
             return
         except UnusableFile as error:
             self._log.error("{fault}", fault=str(error))
@@ -332,6 +401,8 @@ class MailgateService(MultiService):
             self._log.warn("{key} has changed: only a restart applies it", key=key)
         if tls is not None and self._tls is not None:
             self._tls.adopt(tls)
+        if self._chain is not None:
+            self._chain.chain = chain
         self._limits_policy.limits = _node_limits(config)
         for listener in config.listeners:
             factory = self._factories.get(listener.name)

@@ -69,11 +69,12 @@ class Member:
     roles: frozenset[Role] = frozenset(Role)
     domains: frozenset[str] = frozenset()  # of recipients, as `domain_key` gives them; empty: all
     spares_loopback: bool = False  # clients on this machine are not asked about
+    name: str = ""  # how logs and the record call it; the policy's own, if empty
 
-    @property
-    def name(self) -> str:
-        """The policy's name."""
-        return self.policy.name
+    def __post_init__(self) -> None:
+        """Take the policy's own name where no other was given."""
+        if not self.name:
+            object.__setattr__(self, "name", self.policy.name)
 
     @property
     def after(self) -> frozenset[str]:
@@ -381,8 +382,8 @@ def _waves(members: Sequence[Member]) -> tuple[tuple[Member, ...], ...]:
     waves: list[tuple[Member, ...]] = []
     left = list(members)
     while left:
-        names = {member.name for member in left}
-        wave = tuple(member for member in left if not member.after & (names - {member.name}))
+        names = {member.policy.name for member in left}
+        wave = tuple(member for member in left if not member.after & (names - {member.policy.name}))
         if not wave:
             raise ValueError(f"these policies wait for each other: {', '.join(sorted(names))}")
         waves.append(wave)
