@@ -94,6 +94,15 @@ class ResendTests(WritingTestCase):
             writer.connection_lost([identifier_of(message)])
         assert self.count("message") == 1
 
+    async def test_a_resend_uses_up_the_first_message(self) -> None:
+        """While the resend's own 250 is on its way, the same from another session is a new message."""
+        writer = await self.writer()
+        first, again, other = (incoming(self.alice) for _ in range(3))
+        await writer.store(first)
+        writer.connection_lost([identifier_of(first)])
+        await writer.store(again)
+        assert await writer.store(other) == Stored(identifier_of(other))
+
     async def test_after_the_confirmation_of_a_resend_the_same_is_a_new_message(self) -> None:
         for by_own_id in (True, False):
             writer = await self.writer()
@@ -103,6 +112,7 @@ class ResendTests(WritingTestCase):
             stored = await writer.store(again)
             writer.confirm([identifier_of(again) if by_own_id else stored.transaction_id])
             assert await writer.store(new) == Stored(identifier_of(new))
+            assert self.query("SELECT 1 FROM unconfirmed WHERE transaction_id = %s", (identifier_of(first),)) == []
 
     async def test_the_same_after_a_confirmed_250_is_a_new_message(self) -> None:
         writer = await self.writer()
@@ -206,6 +216,11 @@ class LostAnswerTests(WritingTestCase):
         self.way = UnreliableWay(reactor, self.dsn)
         self.addCleanup(lambda: Deferred.fromCoroutine(self.way.close()))
 
+    def count_waiting(self) -> int:
+        """How many backends wait for a lock."""
+        waiting = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        return len(self.query(waiting))
+
     async def test_a_commit_whose_answer_is_lost_is_neither_lost_nor_doubled(self) -> None:
         writer = await self.writer(dsn=self.way.dsn)
         messages = [incoming(self.alice, octets=b"%d\r\n" % number) for number in range(10)]
@@ -226,8 +241,7 @@ class LostAnswerTests(WritingTestCase):
             cursor.execute("SELECT FROM mailgate.mailbox_usage FOR UPDATE")
             self.way.cut_at(b"accept_messages", before_answer_is_known=True)
             stored = writer.store(message)
-            waiting = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-            await until(reactor, lambda: self.way.cuts and self.query(waiting))
+            await until(reactor, lambda: self.count_waiting() == 2)
         assert await stored == Stored(identifier_of(message))
         assert (self.count("message"), self.count("delivery")) == (1, 1)
 
@@ -236,6 +250,7 @@ class LostAnswerTests(WritingTestCase):
         first, again = incoming(self.alice), incoming(self.alice)
         await writer.store(first)
         writer.connection_lost([identifier_of(first)])
+        await until(reactor, lambda: self.query("SELECT is_lost FROM unconfirmed") == [(True,)])
         self.way.cut_at(b"accept_messages")
         assert await writer.store(again) == Stored(identifier_of(first), is_resend=True)
         assert (self.way.cuts, self.count("message")) == (1, 1)
@@ -271,6 +286,37 @@ class LostAnswerTests(WritingTestCase):
         assert await writer.store(again) == Stored(identifier_of(first), is_resend=True)
         writer.confirm([identifier_of(again)])
         assert await writer.store(new) == Stored(identifier_of(new))
+
+    async def test_a_message_that_is_stored_after_its_451_is_recognised_too(self) -> None:
+        """The server comes to the end of the query long after we have given it up."""
+        writer = await self.writer(wait_seconds=0.5)
+        await writer._connection.execute("SET client_connection_check_interval = 0")
+        first, again = incoming(self.alice), incoming(self.alice)
+        with closing(psycopg2.connect(self.dsn)) as other, other.cursor() as cursor:
+            cursor.execute("SELECT FROM mailgate.mailbox_usage FOR UPDATE")
+            await self.unavailable(writer.store(first))
+            await until(reactor, lambda: not writer._notes)
+            assert self.count("message") == 0
+        await until(reactor, lambda: self.count("message") == 1)
+        assert await writer.store(again) == Stored(identifier_of(first), is_resend=True)
+
+    async def test_confirmations_that_a_failed_batch_carried_are_written_later(self) -> None:
+        writer = await self.writer(dsn=self.way.dsn, wait_seconds=0.5)
+        first, second = incoming(self.alice), incoming(self.bob)
+        await writer.store(first)
+        self.way.is_open = False
+        self.way.cut_at(b"accept_messages", before_answer_is_known=True, stay_closed=True)
+        with closing(psycopg2.connect(self.dsn)) as other, other.cursor() as cursor:
+            cursor.execute("SELECT FROM mailgate.mailbox_usage FOR UPDATE")
+            writer.confirm([identifier_of(first)])
+            await self.unavailable(writer.store(second))
+            self.query(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND wait_event_type = 'Lock'"
+            )
+        assert self.query("SELECT transaction_id FROM unconfirmed") == [(identifier_of(first),)]
+        self.way.is_open = True
+        await until(reactor, lambda: self.count("unconfirmed") == 0)
 
     async def test_a_message_that_heard_451_and_was_not_stored_is_new_when_it_comes_again(self) -> None:
         writer = await self.writer(dsn=self.way.dsn, wait_seconds=0.5)

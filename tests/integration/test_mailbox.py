@@ -263,27 +263,29 @@ class LargeTests(WritingTestCase):
         self.query("DELETE FROM mailbox WHERE id = %s", (self.carol,))
         await self.unavailable(writer.store(incoming(self.carol, octets=self.octets(300_000))))
         assert (self.count("message_piece"), self.count("message")) == (0, 0)
-        await writer.store(incoming(self.alice, octets=self.octets(300_000)))
+        for _ in range(4):  # on the same connections
+            await writer.store(incoming(self.alice, octets=self.octets(300_000)))
 
     async def test_a_message_without_all_of_its_pieces_is_not_accepted(self) -> None:
         """As when the connection is replaced half-way, and the rest runs outside of the transaction."""
         writer = await self.writer(large_octets=1000)
         connection = writer._idle_big[0]
-        replaced: list[str] = []
+        pieces: list[bytes] = []
         execute = connection.execute
 
-        async def replace_after_first_piece(statement: bytes, **keywords: Any) -> list[tuple[Any, ...]]:
-            rows = await execute(statement, **keywords)
-            if b"message_piece" in statement and not replaced:
-                replaced.append("once")
-                await execute("ROLLBACK")
+        async def replace_after_last_piece(statement: bytes, **keywords: Any) -> list[tuple[Any, ...]]:
+            rows: list[tuple[Any, ...]] = await execute(statement, **keywords)
+            if b"INSERT INTO mailgate.message_piece" in statement:
+                pieces.append(statement)
+                if len(pieces) == 3:
+                    await execute("ROLLBACK")
             return rows
 
         octets = self.octets(600_000)
-        with mock.patch.object(connection, "execute", replace_after_first_piece):
+        with mock.patch.object(connection, "execute", replace_after_last_piece):
             await writer.store(incoming(self.alice, octets=octets))
         ((whole,),) = self.query("SELECT message_octets(id) FROM message")
-        assert replaced
+        assert len(pieces) == 6
         assert whole.tobytes() == TRACE + octets
 
     async def test_the_largest_message_is_never_held_a_second_time(self) -> None:
