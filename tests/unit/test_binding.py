@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 import pytest
@@ -74,7 +74,14 @@ class _Greeter(Protocol):
         self.transport.loseConnection()
 
 
-class _Greeting(ServerFactory[Protocol]):
+# Twisted names the type of a factory's protocols since 26; older ones know it for the type checker only.
+if TYPE_CHECKING:
+    _Factory = ServerFactory[Protocol]
+else:
+    _Factory = ServerFactory
+
+
+class _Greeting(_Factory):
     def buildProtocol(self, addr: IAddress | None) -> Protocol:
         return _Greeter()
 
