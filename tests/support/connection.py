@@ -155,9 +155,10 @@ class Listener:
         chain: Any = None,  # a Decider
         usage: Usage | None = None,
         authenticator: Authenticator | None = None,
+        clock: Any = None,  # a Clock, or the reactor
         **more: Any,  # of MailFactory
     ) -> None:
-        self.clock = Clock()
+        self.clock = Clock() if clock is None else clock
         self.chain = chain if chain is not None else FakeChain()
         self.writer = FakeWriter()
         self.journal = FakeJournal()
