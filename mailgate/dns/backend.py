@@ -156,6 +156,11 @@ class _Datagrams(DatagramProtocol):
         self.error = ConnectionRefusedError("nobody listens there")
         self._wake()
 
+    def stopProtocol(self) -> None:
+        """Note the same: some of Twisted's reactors close a connected port that has been told so."""
+        if self.waiting is not None:
+            self.connectionRefused()
+
     def _wake(self) -> None:
         waiting, self.waiting = self.waiting, None
         if waiting is not None:
@@ -207,7 +212,8 @@ class DatagramSocket(dns.asyncbackend.DatagramSocket):  # type: ignore[name-defi
         if self._is_open:
             self._is_open = False
             self._backend.open_sockets -= 1
-            maybeDeferred(self._protocol.transport.stopListening)
+            if self._protocol.transport is not None:  # else it is closed already
+                maybeDeferred(self._protocol.transport.stopListening)
 
 
 class _Stream(Protocol):

@@ -26,6 +26,7 @@ import dns.asyncresolver
 import dns.exception
 import dns.flags
 import dns.message
+import dns.name
 import dns.nameserver
 import dns.rcode
 import dns.rdatatype
@@ -47,6 +48,7 @@ _LOCAL_SERVERS: Final = (("127.0.0.1", DNS_PORT), ("::1", DNS_PORT))  # resolv.c
 _EDNS_OCTETS: Final = 1232  # fits any path without fragments
 _MAX_NEGATIVE_SECONDS: Final = 10_800.0  # RFC 2308 section 5
 _MAX_RESTARTS: Final = 8  # where a server gives a CNAME and not what it leads to
+_MAX_TTL_SECONDS: Final = (1 << 31) - 1  # RFC 2181 section 8
 _SHUNNED_SECONDS: Final = 30.0
 
 _log = Logger()
@@ -78,7 +80,10 @@ class _Server(dns.nameserver.Do53Nameserver):
         return f"{self.address} port {self.port}"
 
     async def async_query(self, request: dns.message.QueryMessage, *args: Any, **kwargs: Any) -> dns.message.Message:
-        """The response. A server that knows no EDNS is asked again without (RFC 6891 section 7)."""
+        """The response. A server that knows no EDNS is asked again without (RFC 6891 section 7).
+
+        @raises dns.message.Truncated: it was cut; over TCP that makes no sense (RFC 2181 section 9).
+        """
         try:
             response = await super().async_query(request, *args, **kwargs)
         except (dns.exception.Timeout, OSError):
@@ -87,6 +92,8 @@ class _Server(dns.nameserver.Do53Nameserver):
         if response.rcode() in (dns.rcode.FORMERR, dns.rcode.NOTIMP) and request.edns >= 0:
             request.use_edns(False)
             response = await super().async_query(request, *args, **kwargs)
+        if response.flags & dns.flags.TC:
+            raise dns.message.Truncated(message=response)  # type: ignore[no-untyped-call]  # dnspython's
         self.shunned_until = 0.0
         return response
 
@@ -250,6 +257,30 @@ class CachingResolver:
 
     async def _ask(self, key: Key) -> Answer:
         """What the servers say."""
+        name = to_wire_name(key[0])
+        longest = _MAX_TTL_SECONDS
+        for _ in range(_MAX_RESTARTS):
+            try:
+                response = await self._resolve(name, key[1])
+            except dns.resolver.NoNameservers as error:
+                return self._refused(key, error)
+            except dns.exception.DNSException as error:
+                return self._failure(key, str(error))
+            chain = response.resolve_chaining()
+            longest = min(longest, chain.minimum_ttl)
+            authority = {rrset.rdtype for rrset in response.authority}
+            if chain.answer is None and dns.rdatatype.SOA not in authority:
+                if chain.cnames and response.rcode() == dns.rcode.NOERROR:
+                    name = chain.canonical_name
+                    continue
+                if dns.rdatatype.NS in authority:
+                    return self._failure(key, f"{self._named()} refers us to others, and does not resolve")
+                longest = 0  # RFC 2308 section 5: without SOA, it is not known how long this holds
+            return self._answer(key, response, chain, longest)
+        return self._failure(key, "the name leads from alias to alias, and to no end")
+
+    async def _resolve(self, name: dns.name.Name, record_type: RecordType) -> dns.message.QueryMessage:
+        """The response of the first server that gives a good one."""
         now = self._seconds()
         self._stub.nameservers = [
             *(server for server in self._servers if server.shunned_until <= now),
@@ -257,32 +288,33 @@ class CachingResolver:
         ]
         try:
             found = await self._stub.resolve(
-                to_wire_name(key[0]),
-                WIRE_TYPES[key[1]],
+                name,
+                WIRE_TYPES[record_type],
                 raise_on_no_answer=False,
                 lifetime=self._deadline_seconds,
                 search=False,
                 backend=self._backend,
             )
         except dns.resolver.NXDOMAIN as error:
-            (response,) = error.kwargs["responses"].values()
-            return self._answer(key, Outcome.NXDOMAIN, response)
-        except dns.resolver.NoNameservers as error:
-            return self._refused(key, error)
-        except dns.exception.DNSException as error:
-            return self._failure(key, str(error))
-        return self._answer(key, Outcome.NODATA if found.rrset is None else Outcome.ANSWER, found.response)
+            response: dns.message.QueryMessage = error.kwargs["responses"][name]
+            return response
+        return found.response
 
-    def _answer(self, key: Key, outcome: Outcome, response: dns.message.QueryMessage) -> Answer:
-        chain = response.resolve_chaining()
-        is_negative = chain.answer is None
-        has_soa = any(rrset.rdtype == dns.rdatatype.SOA for rrset in response.authority)
+    def _answer(
+        self, key: Key, response: dns.message.QueryMessage, chain: dns.message.ChainingResult, ttl_seconds: int
+    ) -> Answer:
+        if chain.answer is not None:
+            outcome = Outcome.ANSWER
+        elif response.rcode() == dns.rcode.NXDOMAIN:
+            outcome = Outcome.NXDOMAIN
+        else:
+            outcome = Outcome.NODATA
         return Answer(
             Question(*key),
             outcome,
             () if chain.answer is None else records_of(chain.answer),
             dns.rcode.to_text(response.rcode()),
-            0 if is_negative and not has_soa else chain.minimum_ttl,  # RFC 2308 section 5: without SOA, don't keep it
+            ttl_seconds,
             self._trusts_ad and bool(response.flags & dns.flags.AD),
             self._seconds(),
         )

@@ -1,0 +1,369 @@
+"""A DNS server that is silent, wrong, slow or malicious costs a deadline, and nothing else."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Iterable
+from itertools import pairwise
+from typing import Any
+
+import dns.flags
+import dns.message
+import dns.rcode
+import dns.rdatatype
+import dns.rrset
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.task import deferLater
+from twisted.trial.unittest import TestCase
+
+from mailgate.dns.answer import Answer, Outcome, RecordType
+from mailgate.dns.backend import MAX_DATAGRAMS, TwistedBackend
+from mailgate.dns.resolver import CachingResolver
+from mailgate.dns.zone import Zone
+from tests.support.dns_server import HOST, LoopbackServer, Query, Respond, from_zone
+from tests.support.waiting import reactor, until
+
+ZONE = Zone("host.example.test A 192.0.2.1\nbig.example.test TXT " + " ".join(f'"{"x" * 250}"' for _ in range(240)))
+GOOD = from_zone(ZONE)
+
+
+def silent(query: Query) -> Iterable[bytes]:
+    return ()
+
+
+def good(query: Query) -> bytes:
+    (wire,) = GOOD(query) or ()
+    return wire
+
+
+def forged(query: Query, address: str = "198.51.100.66") -> dns.message.Message:
+    """A response that would be taken, with a wrong address."""
+    response = dns.message.make_response(query.message, recursion_available=True)
+    response.answer.append(dns.rrset.from_text(query.message.question[0].name, 60, "IN", "A", address))
+    return response
+
+
+def truncated(query: Query) -> bytes:
+    response = dns.message.make_response(query.message, recursion_available=True)
+    response.flags |= dns.flags.TC
+    return response.to_wire()
+
+
+def bomb(query: Query) -> bytes:
+    """A thousand mail exchangers, whose names are one of 120 labels: seconds of work for dnspython."""
+    question = query.message.question[0].name.to_wire() or b""
+    start = struct.pack("!6H", query.message.id, 0x8180, 1, 1001, 0, 0) + question + struct.pack("!2H", 15, 1)
+    name = struct.pack("!H", 0xC000 | len(start))
+    first = b"\1a" * 110 + b"\xc0\x0c" + struct.pack("!2HIH", 1, 1, 60, 4) + bytes(4)
+    owner = b"\xc0\x0c"
+    return start + first + b"".join(owner + struct.pack("!2HIHH", 15, 1, 60, 4, n) + name for n in range(1000))
+
+
+class Case(TestCase):
+    """A server on loopback, a resolver with short times that asks it, and a look for what is left open."""
+
+    timeout = 30
+    timeout_seconds = 0.25
+    deadline_seconds = 0.6
+
+    def setUp(self) -> None:
+        self.sending = 0
+        self.backend = TwistedBackend(reactor)
+        self.servers: list[LoopbackServer] = []
+
+    async def tearDown(self) -> None:  # type: ignore[override]  # trial awaits it
+        for server in self.servers:
+            await server.stop()
+        await until(reactor, lambda: self.backend.open_sockets == 0, what="the sockets' end")
+
+    def resolver(self, *responds: Respond, **options: Any) -> CachingResolver:
+        self.servers += [LoopbackServer(reactor, respond) for respond in responds]
+        options = {"timeout_seconds": self.timeout_seconds, "deadline_seconds": self.deadline_seconds} | options
+        return CachingResolver(reactor, [server.place for server in self.servers], backend=self.backend, **options)
+
+    @property
+    def queries(self) -> list[Query]:
+        return self.servers[0].queries
+
+    async def ask(
+        self, resolver: CachingResolver, name: str = "host.example.test", record_type: RecordType = RecordType.A
+    ) -> Answer:
+        """The answer; not later than the deadline, give or take what a busy machine needs."""
+        before = reactor.seconds()
+        found = resolver.lookup(name, record_type)
+        answer = await found if isinstance(found, Deferred) else found
+        assert reactor.seconds() - before < self.deadline_seconds + 2
+        return answer
+
+    async def assert_fails(self, resolver: CachingResolver, detail: str, **question: Any) -> None:
+        answer = await self.ask(resolver, **question)
+        assert answer.outcome is Outcome.FAILURE
+        assert detail in answer.detail
+        assert answer.records == ()
+
+    async def assert_found(self, resolver: CachingResolver) -> None:
+        answer = await self.ask(resolver)
+        assert answer.records == ("192.0.2.1",), answer
+
+
+class Datagrams(Case):
+    """What comes over UDP."""
+
+    async def test_silence_is_a_failure_at_the_deadline(self) -> None:
+        """The server is asked again as long as there is time, and named."""
+        resolver = self.resolver(silent)
+        await self.assert_fails(resolver, f"no answer from {HOST} port {self.servers[0].port} within 0.6 s")
+        assert len(self.queries) >= 2
+
+    async def test_what_is_no_answer_to_the_query_is_passed_over(self) -> None:
+        """Wrong ids, wrong questions, the query itself, garbage: the right answer is still awaited (RFC 5452)."""
+
+        def respond(query: Query) -> Iterable[bytes]:
+            wrong_id = forged(query)
+            wrong_id.id ^= 1
+            yield wrong_id.to_wire()
+            wrong_question = dns.message.make_query("other.example.test.", "A", id=query.message.id)
+            yield forged(Query(wrong_question, 0, False, query.send, None, query.server)).to_wire()
+            no_response = forged(query)
+            no_response.flags &= ~dns.flags.QR
+            yield no_response.to_wire()
+            yield struct.pack("!H", query.message.id) + b"\xff" * 40
+            yield struct.pack("!H", query.message.id)
+            yield b""
+            yield good(query)
+
+        await self.assert_found(self.resolver(respond, deadline_seconds=10, timeout_seconds=10))
+        assert len(self.queries) == 1
+
+    async def test_a_datagram_from_elsewhere_is_never_seen(self) -> None:
+        """Even with the right id and question (RFC 5452 section 9.1)."""
+
+        def respond(query: Query) -> Iterable[bytes]:
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as elsewhere:
+                elsewhere.sendto(forged(query).to_wire(), (HOST, query.client_port))
+            yield good(query)
+
+        await self.assert_found(self.resolver(respond))
+
+    async def test_a_flood_of_forgeries_costs_that_query_alone(self) -> None:
+        """After a few we are deaf; the next try has another port and id."""
+
+        def respond(query: Query) -> Iterable[bytes]:
+            if len(query.server.queries) == 1:
+                for _ in range(MAX_DATAGRAMS + 1):
+                    yield struct.pack("!H", query.message.id ^ 1) + b"\x81\x80" + bytes(8)
+            yield good(query)
+
+        await self.assert_found(self.resolver(respond, deadline_seconds=10))
+        assert len(self.queries) == 2
+
+    async def test_an_answer_that_takes_too_long_to_read_is_not_read(self) -> None:
+        """Over UDP it is passed over, over TCP the server is given up; the reactor turns all the while."""
+        for respond in (lambda query: [bomb(query)[:4000]], lambda query: [(truncated, bomb)[query.is_tcp](query)]):
+            resolver = self.resolver(respond)
+            await self.assert_fails(resolver, "", record_type=RecordType.MX)
+            await self.servers.pop().stop()
+
+    async def test_every_query_has_a_port_and_an_id_of_its_own(self) -> None:
+        """Neither can be told from the one before (RFC 5452 section 9.2)."""
+        resolver = self.resolver(GOOD, cache_entries=0)
+        for _ in range(40):
+            await self.assert_found(resolver)
+        for values in (
+            [query.client_port for query in self.queries],
+            [query.message.id for query in self.queries],
+        ):
+            assert len(set(values)) > 35
+            steps = {after - before for before, after in pairwise(values)}
+            assert len(steps) > 30
+
+    async def test_a_closed_port_is_known_at_once(self) -> None:
+        """And the next server is asked."""
+        resolver = self.resolver(GOOD, GOOD, timeout_seconds=10, deadline_seconds=20)
+        await self.servers.pop(0).stop()
+        before = reactor.seconds()
+        await self.assert_found(resolver)
+        assert reactor.seconds() - before < 5
+
+    async def test_no_server_at_all_is_a_failure_that_says_so(self) -> None:
+        """The operator reads why in the log and in `mailgate lookup`."""
+        resolver = self.resolver(GOOD, timeout_seconds=10, deadline_seconds=20)
+        await self.servers.pop().stop()
+        await self.assert_fails(resolver, "nobody listens there")
+
+    async def test_a_server_without_edns_is_asked_without(self) -> None:
+        """RFC 6891 section 7: FORMERR or NOTIMP."""
+
+        def respond(query: Query) -> Iterable[bytes]:
+            if query.message.edns >= 0:
+                response = dns.message.make_response(query.message)
+                response.use_edns(False)
+                response.set_rcode(dns.rcode.FORMERR)
+                yield response.to_wire()
+            else:
+                yield good(query)
+
+        await self.assert_found(self.resolver(respond))
+
+    async def test_a_query_asks_for_recursion_the_ad_bit_and_1232_octets(self) -> None:
+        """RFC 6840 section 5.7; no fragments on any path."""
+        await self.assert_found(self.resolver(GOOD))
+        (query,) = self.queries
+        assert query.message.flags == dns.flags.RD | dns.flags.AD
+        assert (query.message.edns, query.message.payload, query.message.ednsflags) == (0, 1232, 0)
+
+    async def test_the_next_server_is_asked_and_preferred_for_a_while(self) -> None:
+        """Who is silent costs one look-up, not each of them."""
+        resolver = self.resolver(silent, GOOD, deadline_seconds=10, cache_entries=0)
+        await self.assert_found(resolver)
+        await self.assert_found(resolver)
+        assert [len(server.queries) for server in self.servers] == [1, 2]
+
+    async def test_a_server_that_fails_is_not_the_last_word(self) -> None:
+        """SERVFAIL of one, an answer of the next."""
+
+        def respond(query: Query) -> Iterable[bytes]:
+            response = dns.message.make_response(query.message)
+            response.set_rcode(dns.rcode.SERVFAIL)
+            yield response.to_wire()
+
+        await self.assert_found(self.resolver(respond, GOOD))
+
+    async def test_a_referral_is_no_answer(self) -> None:
+        """A server that does no recursion says nothing of the name (RFC 2308 section 2.2)."""
+
+        def respond(query: Query) -> Iterable[bytes]:
+            response = dns.message.make_response(query.message)
+            response.authority.append(dns.rrset.from_text("test.", 60, "IN", "NS", "ns.test."))
+            yield response.to_wire()
+
+        await self.assert_fails(self.resolver(respond), "refers us to others")
+
+    async def test_aliases_in_a_circle_are_a_failure(self) -> None:
+        """In one answer, and from query to query without an end."""
+
+        def in_one(query: Query) -> Iterable[bytes]:
+            response = dns.message.make_response(query.message)
+            name = query.message.question[0].name
+            response.answer.append(dns.rrset.from_text(name, 60, "IN", "CNAME", "b.test."))
+            response.answer.append(dns.rrset.from_text("b.test.", 60, "IN", "CNAME", name.to_text()))
+            yield response.to_wire()
+
+        def one_by_one(query: Query) -> Iterable[bytes]:
+            response = dns.message.make_response(query.message)
+            name = query.message.question[0].name
+            response.answer.append(dns.rrset.from_text(name, 60, "IN", "CNAME", f"x{len(query.server.queries)}.test."))
+            yield response.to_wire()
+
+        for respond in (in_one, one_by_one):
+            await self.assert_fails(self.resolver(respond, deadline_seconds=10), "")
+            assert len(self.queries) <= 8
+            await self.servers.pop().stop()
+
+
+class Streams(Case):
+    """What comes over TCP, behind a datagram that was cut."""
+
+    async def test_a_cut_answer_is_fetched_whole(self) -> None:
+        """Up to the 64 KiB that a message can have."""
+        answer = await self.ask(
+            self.resolver(GOOD, deadline_seconds=10, timeout_seconds=10), "big.example.test", RecordType.TXT
+        )
+        assert answer.records == (b"x" * 60_000,)
+        assert [query.is_tcp for query in self.queries] == [False, True]
+
+    async def test_an_answer_that_is_cut_over_tcp_too_is_a_failure(self) -> None:
+        """RFC 2181 section 9: there it makes no sense, and no circle."""
+        await self.assert_fails(self.resolver(lambda query: [truncated(query)]), "")
+        assert [query.is_tcp for query in self.queries] == [False, True]
+
+    async def test_no_tcp_is_a_failure(self) -> None:
+        """The connection is refused."""
+
+        def respond(query: Query) -> Iterable[bytes]:
+            query.server.stop_stream()
+            yield truncated(query)
+
+        await self.assert_fails(self.resolver(respond), "no connection")
+
+    async def _over_tcp(self, detail: str, *pieces: bytes, closes: bool = False, drips: bool = False) -> None:
+        async def send(query: Query) -> None:
+            self.sending += 1
+            for piece in pieces:
+                query.transport.write(piece)
+            while drips and query.server.connections:
+                query.transport.write(b"\0")
+                await deferLater(reactor, 0.02)
+            self.sending -= 1
+            if closes:
+                query.transport.loseConnection()
+
+        def respond(query: Query) -> Iterable[bytes]:
+            if query.is_tcp:
+                Deferred.fromCoroutine(send(query))
+                return ()
+            return [truncated(query)]
+
+        await self.assert_fails(self.resolver(respond), detail)
+        await self.servers.pop().stop()
+        await until(reactor, lambda: self.sending == self.backend.open_sockets == 0, what="the sockets' end")
+
+    async def test_a_stream_that_ends_early_is_a_failure(self) -> None:
+        """Before the length, in it, and within the message."""
+        for pieces in ([], [b"\0"], [b"\0\x40", b"\1\2\3"]):
+            await self._over_tcp("EOF", *pieces, closes=True)
+
+    async def test_a_stream_that_says_nothing_costs_the_deadline(self) -> None:
+        """Nothing at all, a length and no message, and an octet now and then."""
+        await self._over_tcp("no answer from")
+        await self._over_tcp("no answer from", b"\xff\xff")
+        await self._over_tcp("no answer from", b"\xff\xff", drips=True)
+
+    async def test_garbage_on_a_stream_is_a_failure(self) -> None:
+        """A whole message of it, and far more than was said."""
+        await self._over_tcp("", b"\0\x20" + b"\xff" * 32)
+        await self._over_tcp("", b"\0\x00")
+        await self._over_tcp("", b"\0\x20" + b"\xff" * 1_000_000)
+
+
+class Cancelled(Case):
+    """Who no longer waits."""
+
+    async def test_cancelling_ends_the_look_up(self) -> None:
+        """The socket is closed, no other server is asked, and nothing is remembered of it."""
+        resolver = self.resolver(silent, GOOD)
+        waiter = resolver.lookup("host.example.test", RecordType.A)
+        assert isinstance(waiter, Deferred)
+        await until(reactor, lambda: self.queries, what="the query")
+        waiter.cancel()
+        waiter.addErrback(lambda failure: failure.trap(CancelledError))
+        await until(reactor, lambda: self.backend.open_sockets == 0, what="the socket's end")
+        assert self.servers[1].queries == []
+        self.servers[0].respond = GOOD
+        await self.assert_found(resolver)
+
+    async def test_cancelling_a_stream_closes_it(self) -> None:
+        """While it is read."""
+        resolver = self.resolver(lambda query: () if query.is_tcp else [truncated(query)], deadline_seconds=10)
+        waiter = resolver.lookup("host.example.test", RecordType.A)
+        assert isinstance(waiter, Deferred)
+        await until(reactor, lambda: len(self.queries) == 2, what="the query over TCP")
+        waiter.cancel()
+        waiter.addErrback(lambda failure: failure.trap(CancelledError))
+        await until(reactor, lambda: not self.servers[0].connections, what="the connection's end")
+        assert self.backend.open_sockets == 0
+
+    async def test_others_who_wait_for_the_same_are_not_cancelled(self) -> None:
+        """One query serves both, and the one who stays has the answer."""
+        held: list[Query] = []
+        resolver = self.resolver(lambda query: held.append(query), deadline_seconds=10, timeout_seconds=10)
+        first, second = (resolver.lookup("host.example.test", RecordType.A) for _ in range(2))
+        assert isinstance(first, Deferred)
+        assert isinstance(second, Deferred)
+        await until(reactor, lambda: held, what="the query")
+        first.cancel()
+        first.addErrback(lambda failure: failure.trap(CancelledError))
+        held[0].send(good(held[0]))
+        assert (await second).records == ("192.0.2.1",)
+        assert len(self.queries) == 1
