@@ -364,20 +364,29 @@ CREATE FUNCTION create_partitions(since timestamptz, months_ahead integer) RETUR
 LANGUAGE plpgsql AS $$
 DECLARE
     parent text;
-    starts timestamptz;
-    ends timestamptz;
+    starts timestamp;
+    first_id bigint;
+    end_id bigint;
     child text;
 BEGIN
     FOR ahead IN 0..months_ahead LOOP
-        starts := (date_trunc('month', since AT TIME ZONE 'UTC') + make_interval(months => ahead)) AT TIME ZONE 'UTC';
-        ends := (starts AT TIME ZONE 'UTC' + interval '1 month') AT TIME ZONE 'UTC';
+        starts := date_trunc('month', since AT TIME ZONE 'UTC') + make_interval(months => ahead);
+        first_id := mailgate.id_at(starts AT TIME ZONE 'UTC');
+        end_id := mailgate.id_at((starts + interval '1 month') AT TIME ZONE 'UTC');
         FOREACH parent IN ARRAY ARRAY['session', 'transaction', 'recipient'] LOOP
-            child := parent || to_char(starts AT TIME ZONE 'UTC', '_YYYY_MM');
+            child := parent || to_char(starts, '_YYYY_MM');
             CONTINUE WHEN to_regclass(format('mailgate.%I', child)) IS NOT NULL;
-            EXECUTE format('CREATE TABLE mailgate.%I PARTITION OF mailgate.%I FOR VALUES FROM (%s) TO (%s)',
-                           child, parent, mailgate.id_at(starts), mailgate.id_at(ends));
+            -- Attached rather than made as a partition: that leaves those who write to other partitions alone. What the
+            -- default partition has taken of the month moves.
+            EXECUTE format('CREATE TABLE mailgate.%I (LIKE mailgate.%I INCLUDING ALL)', child, parent);
             EXECUTE format('COMMENT ON TABLE mailgate.%I IS %L', child,
-                           format('The rows of %s from %s on.', parent, to_char(starts AT TIME ZONE 'UTC', 'FMMonth YYYY')));
+                           format('The rows of %s from %s.', parent, to_char(starts, 'FMMonth YYYY')));
+            EXECUTE format('WITH moved AS (DELETE FROM mailgate.%1$I WHERE %2$I >= %3$s AND %2$I < %4$s RETURNING *)'
+                           ' INSERT INTO mailgate.%5$I SELECT * FROM moved',
+                           parent || '_default', CASE parent WHEN 'recipient' THEN 'transaction_id' ELSE 'id' END,
+                           first_id, end_id, child);
+            EXECUTE format('ALTER TABLE mailgate.%I ATTACH PARTITION mailgate.%I FOR VALUES FROM (%s) TO (%s)',
+                           parent, child, first_id, end_id);
             RETURN NEXT child;
         END LOOP;
     END LOOP;

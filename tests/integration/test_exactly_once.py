@@ -295,7 +295,7 @@ class LostAnswerTests(WritingTestCase):
         with closing(psycopg2.connect(self.dsn)) as other, other.cursor() as cursor:
             cursor.execute("SELECT FROM mailgate.mailbox_usage FOR UPDATE")
             await self.unavailable(writer.store(first))
-            await until(reactor, lambda: not writer._notes)
+            await until(reactor, lambda: not writer._notes and not writer._is_writing)
             assert self.count("message") == 0
         await until(reactor, lambda: self.count("message") == 1)
         assert await writer.store(again) == Stored(identifier_of(first), is_resend=True)

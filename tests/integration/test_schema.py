@@ -153,6 +153,24 @@ class PartitionTests(SchemaTestCase):
         self.record(first_id_at(time.time() + 400 * 86400))
         assert self.query("SELECT tableoid::regclass::text FROM transaction") == [("transaction_default",)]
 
+    def test_what_the_default_partition_took_moves_when_its_month_is_made(self) -> None:
+        later = datetime(2031, 2, 10, tzinfo=UTC).timestamp()
+        self.record(first_id_at(later))
+        self.query("SELECT create_partitions('2031-02-01T00:00Z', 0)")
+        place = "SELECT tableoid::regclass::text FROM"
+        rows = self.query(f"{place} transaction UNION ALL {place} recipient")
+        assert rows == [("transaction_2031_02",), ("recipient_2031_02",)]
+        assert self.query("SELECT count(*) FROM transaction_default") == [(0,)]
+
+    def test_a_partition_has_the_constraints_and_indexes_of_its_table(self) -> None:
+        definition = "SELECT count(*) FILTER (WHERE contype = %s) FROM pg_constraint WHERE conrelid = %s::regclass"
+        month = f"{datetime.now(UTC):%Y_%m}"
+        for table in ("session", "transaction", "recipient"):
+            for kind in ("c", "p"):
+                assert self.query(definition, (kind, f"{table}_{month}")) == self.query(definition, (kind, table))
+            indexes = "SELECT count(*) FROM pg_index WHERE indrelid = %s::regclass"
+            assert self.query(indexes, (f"{table}_{month}",)) == self.query(indexes, (table,))
+
     def test_the_edges_of_a_month_belong_to_it(self) -> None:
         self.query("SELECT create_partitions('2031-02-01T00:00Z', 0)")
         starts = datetime(2031, 2, 1, tzinfo=UTC).timestamp()
