@@ -63,7 +63,6 @@ _MAX_SOCKET_PATH_OCTETS = 103  # sun_path: 108 on Linux, 104 on macOS and BSD, i
 _RETRY_SECONDS = 0.1
 _LAST_RETRY_SECONDS = 5.0
 _OUTPUT_OCTETS = 4096
-_CHILD_TITLE = b"postgres: "  # what the processes of a server call themselves, the postmaster excepted
 # FATAL errors at start that pass by themselves: processes of an earlier server are about to end.
 _PASSING = ("pre-existing shared memory block", '"postmaster.pid" already exists', "is already in use")
 
@@ -214,6 +213,7 @@ class EmbeddedPostgres:
             "unix_socket_directories": "." if socket_folder == self.cluster else f'"{socket_folder}"',
             "unix_socket_permissions": "0700",
             "logging_collector": "on",
+            "cluster_name": _name_of(self.cluster),  # by which we know its processes
         } | self._settings
         options = " ".join(shlex.quote(f"--{name}={value}") for name, value in settings.items())
         return [
@@ -504,8 +504,12 @@ def _programs() -> Path:
 
 
 def _exists(pid: int) -> bool:
-    with contextlib.suppress(ChildProcessError):
-        os.waitpid(pid, os.WNOHANG)  # as process 1 of a container we may have inherited it
+    if pid <= 0:
+        return False
+    if os.getpid() == 1:
+        # As process 1 of a container we inherit what nobody else waits for. Otherwise the wait is for others to do.
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, os.WNOHANG)
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -516,30 +520,30 @@ def _exists(pid: int) -> bool:
 
 
 def _is_postmaster(pid: int, cluster: Path) -> bool:
-    """Whether that process is alive and the server of that cluster: a postmaster works in its cluster's folder."""
+    """Whether that process is alive and the server of that cluster.
+
+    By its command line, which everybody may read. The folder in which it works would tell as well, but in a container
+    root may not look at the processes of other users so closely.
+    """
     if not _exists(pid):
         return False
-    process = Path("/proc") / str(pid)
-    if not process.exists():  # no Linux: the number alone has to do
+    try:
+        title = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:  # no Linux, or hidden from us: the number alone has to do
         return True
-    return _works_in(process, cluster) and not _title(process).startswith(_CHILD_TITLE)
+    return f"--cluster_name={_name_of(cluster)}".encode() in title.split(b"\0")
 
 
 def _orphans(cluster: Path) -> list[int]:
     """The processes of a server of that cluster whose postmaster is gone."""
-    children = [
-        process
-        for process in Path("/proc").glob("[0-9]*")
-        if _works_in(process, cluster) and _title(process).startswith(_CHILD_TITLE)
-    ]
-    return [int(process.name) for process in children if not _works_in(_parent(process), cluster)]
+    title = f"postgres: {_name_of(cluster)}: ".encode()
+    children = [process for process in Path("/proc").glob("[0-9]*") if _title(process).startswith(title)]
+    return [int(process.name) for process in children if not _is_postmaster(_parent(process), cluster)]
 
 
-def _works_in(process: Path, folder: Path) -> bool:
-    try:
-        return (process / "cwd").readlink() == Path(os.path.realpath(folder))
-    except OSError:  # gone, or another user's; a zombie has no folder any more
-        return False
+def _name_of(cluster: Path) -> str:
+    """What that cluster's processes carry in their command lines."""
+    return "mailgate-" + hashlib.sha256(os.fsencode(os.path.realpath(cluster))).hexdigest()[:12]
 
 
 def _title(process: Path) -> bytes:
@@ -549,13 +553,12 @@ def _title(process: Path) -> bytes:
         return b""
 
 
-def _parent(process: Path) -> Path:
+def _parent(process: Path) -> int:
     try:
         # "PID (name) state PPID ...", where the name may hold anything (proc_pid_stat(5)).
-        parent = (process / "stat").read_text("utf-8", "replace").rpartition(")")[2].split()[1]
-    except (OSError, IndexError):
-        return Path("/nonexistent")
-    return process.parent / parent
+        return int((process / "stat").read_text("utf-8", "replace").rpartition(")")[2].split()[1])
+    except (OSError, IndexError, ValueError):
+        return 0
 
 
 def _system_account() -> _Account:
@@ -612,7 +615,7 @@ def _let_read(tree: Path, account: _Account) -> None:
 
 def _short_folder(cluster: Path, uid: int, gid: int) -> Path:
     """A private folder for the socket of a cluster whose own path is too long for AF_UNIX; always the same one."""
-    name = "mailgate-" + hashlib.sha256(os.fsencode(cluster)).hexdigest()[:12]
+    name = _name_of(cluster)
     roots = [Path("/run")] if os.geteuid() == 0 else [Path(os.environ.get("XDG_RUNTIME_DIR") or "/nonexistent")]
     for root in (*roots, Path(tempfile.gettempdir()), Path("/tmp")):  # noqa: S108 - guarded below
         folder = root / name
