@@ -1,0 +1,67 @@
+"""The policy `dkim`: verifies the signatures of a message, and objects to nothing.
+
+What a signature proves is `mailgate.auth.dkim`; whether it matters is DMARC's business. The results are notes, one for
+each signature that was tried, or one that says `none`.
+
+Standards: RFC 6376 section 6 (the verifier); RFC 6376 section 6.3 (a verifier should not refuse mail by itself).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from twisted.internet.defer import Deferred
+from zope.interface import implementer
+
+from mailgate.auth.dkim import DkimOptions, SignedMessage, read, verify
+from mailgate.dns.settle import Resolver, settle
+from mailgate.interfaces import IPolicy
+from mailgate.policy.body_hashing import hash_body
+from mailgate.policy.stage import Request, Stage
+from mailgate.policy.verdict import Continue, Verdict
+
+if TYPE_CHECKING:
+    from twisted.internet.interfaces import IReactorTime
+
+    from mailgate.auth.canonical import BodyHashes
+    from mailgate.auth.results import DkimResult
+
+_CONTINUE = Continue()
+
+
+@implementer(IPolicy)
+class DkimPolicy:
+    """Verifies signatures."""
+
+    name = "dkim"
+    stages = frozenset({Stage.END_OF_DATA})
+    waits_for_dns = True
+
+    def __init__(self, options: DkimOptions, resolver: Resolver, clock: IReactorTime) -> None:
+        self.options = options
+        self._resolver = resolver
+        self._clock = clock
+
+    def decide(self, request: Request) -> Verdict | Deferred[Verdict]:
+        """Continue, with a DkimResult for each signature as notes; at once where keys are known and the body small."""
+        content = request.content
+        if content is None:
+            return _CONTINUE
+        message = read(content, self.options)
+        if not message.candidates:
+            return Continue(message.settled)
+        hashes = hash_body(content, message.forms, self._clock)
+        if isinstance(hashes, Deferred):
+            return Deferred.fromCoroutine(self._decide_later(message, hashes))
+        results = self._verify(message, hashes)
+        return results.addCallback(Continue) if isinstance(results, Deferred) else Continue(results)
+
+    async def _decide_later(self, message: SignedMessage, hashing: Deferred[BodyHashes]) -> Verdict:
+        results = self._verify(message, await hashing)
+        return Continue(await results if isinstance(results, Deferred) else results)
+
+    def _verify(
+        self, message: SignedMessage, hashes: BodyHashes
+    ) -> tuple[DkimResult, ...] | Deferred[tuple[DkimResult, ...]]:
+        now = self._clock.seconds()
+        return settle(lambda answers: verify(message, answers, self.options, now, hashes), self._resolver)
