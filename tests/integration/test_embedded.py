@@ -117,6 +117,18 @@ class StartTests(EmbeddedTestCase):
         assert self.pid_of(server) != sleeper.pid
         assert sleeper.poll() is None
 
+    def test_the_process_id_of_another_server_is_not_this_one(self) -> None:
+        """Process ids come round; two servers of the same user are told apart by their clusters."""
+        server, other = self.server(), self.server()
+        server.start()
+        other.start()
+        postgres.crash(server)
+        (server.cluster / "postmaster.pid").write_text((other.cluster / "postmaster.pid").read_text())
+        assert not server.is_running()
+        server.start()
+        assert self.pid_of(server) != self.pid_of(other)
+        assert other.is_running()
+
     def test_an_interrupted_initdb_is_begun_anew(self) -> None:
         server = self.server()
         unfinished = server.folder / "cluster.new"
