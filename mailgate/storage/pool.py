@@ -98,6 +98,18 @@ class _Query:
 class _Cursor(txpostgres.Cursor):  # type: ignore[misc]  # the base class has no types
     """A cursor of txpostgres that tells a query that the server has cancelled from a Deferred that we have."""
 
+    def execute(self, query: str | bytes, params: Sequence[object] | None = None) -> Deferred[_Cursor]:
+        """Send a statement; the Deferred fires when all of its answer is here.
+
+        Where the server has gone, libpq notices while it sends, and closes the socket. The reactor must have let go of
+        it by then: the next connection of anybody gets the same descriptor, and the reactor would not watch that one.
+        """
+        wire = self._connection
+        wire.reactor.removeReader(wire)
+        sent: Deferred[_Cursor] = super().execute(query, params)
+        wire.go_on_without(self)
+        return sent
+
     def _handleCancellation(self, failure: Failure) -> Failure:  # noqa: N802 - txpostgres calls it
         return failure
 
@@ -134,6 +146,11 @@ class _Wire(txpostgres.Connection):  # type: ignore[misc]  # the base class has 
         self._cursors.discard(cursor)
         if not self._connection.closed:
             self.checkForNotifies()
+            self._watch()
+
+    def go_on_without(self, cursor: _Cursor) -> None:
+        """Listen for notifications again if that query was not even sent."""
+        if cursor not in self._cursors:
             self._watch()
 
     def _watch(self) -> None:
