@@ -14,6 +14,7 @@ Standards: RFC 1035 section 4.2 (UDP and TCP), RFC 5452 section 9 (ports and ids
 
 from __future__ import annotations
 
+import os
 import socket
 from collections import deque
 from collections.abc import Awaitable
@@ -21,11 +22,13 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 import dns.asyncbackend
 import dns.exception
-from twisted.internet.defer import CancelledError, Deferred, ensureDeferred, maybeDeferred
+from twisted.internet.defer import CancelledError, Deferred, ensureDeferred
 from twisted.internet.endpoints import TCP4ClientEndpoint, TCP6ClientEndpoint
-from twisted.internet.error import CannotListenError, ConnectError, ConnectingCancelledError
-from twisted.internet.protocol import DatagramProtocol, Factory, Protocol, connectionDone
+from twisted.internet.error import ConnectError, ConnectingCancelledError
+from twisted.internet.interfaces import IReadDescriptor
+from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.internet.task import deferLater
+from zope.interface import implementer
 
 from mailgate.dns.guard import is_affordable
 
@@ -82,9 +85,11 @@ class TwistedBackend(dns.asyncbackend.Backend):  # type: ignore[name-defined,mis
             return DatagramSocket(self, af, destination)
         stream = StreamSocket(self, af)
         endpoint_class = TCP6ClientEndpoint if af == socket.AF_INET6 else TCP4ClientEndpoint
+        factory = Factory.forProtocol(lambda: stream.protocol)
+        factory.noisy = False
         endpoint = endpoint_class(self._reactor, destination[0], destination[1])
         try:
-            await self.within(timeout, endpoint.connect(Factory.forProtocol(lambda: stream.protocol)))
+            await self.within(timeout, endpoint.connect(factory))
         except ConnectError as error:
             raise ConnectionRefusedError(f"no connection: {error}") from error
         return stream
@@ -113,15 +118,13 @@ class TwistedBackend(dns.asyncbackend.Backend):  # type: ignore[name-defined,mis
         except (CancelledError, ConnectingCancelledError):
             raise Abandoned from None
 
-    def listen(self, protocol: DatagramProtocol, interface: str) -> None:
-        """Bind a datagram protocol to a port that the kernel picks.
+    def add_reader(self, reader: DatagramSocket) -> None:
+        """Have the reactor tell that socket when there is something to read."""
+        self._reactor.addReader(reader)
 
-        @raises OSError: there is none left.
-        """
-        try:
-            self._reactor.listenUDP(0, protocol, interface=interface, maxPacketSize=MAX_DATAGRAM_OCTETS)
-        except CannotListenError as error:
-            raise OSError(str(error)) from error
+    def remove_reader(self, reader: DatagramSocket) -> None:
+        """Take that back."""
+        self._reactor.removeReader(reader)
 
 
 async def _awaited(awaitable: Awaitable[_T]) -> _T:
@@ -132,88 +135,94 @@ def _timed_out(_result: object, timeout: float) -> NoReturn:
     raise dns.exception.Timeout(timeout=timeout)  # type: ignore[no-untyped-call]  # dnspython's
 
 
-class _Datagrams(DatagramProtocol):
-    """What arrives for one query, as far as it can be an answer to it."""
-
-    transport: Any  # Any: the interface lacks what a connected one can do
-
-    def __init__(self) -> None:
-        self.id = b""  # of the query
-        self.arrived: deque[tuple[bytes, Any]] = deque()  # Any: an address is as its family has it
-        self.waiting: Deferred[None] | None = None
-        self.error: OSError | None = None
-        self._seen = 0
-
-    def datagramReceived(self, datagram: bytes, addr: Any) -> None:  # Any: as above
-        """Keep it, if it bears the query's id and there were not too many before."""
-        self._seen += 1
-        if datagram[:2] == self.id and self._seen <= MAX_DATAGRAMS and is_affordable(datagram):
-            self.arrived.append((datagram, addr))
-            self._wake()
-
-    def connectionRefused(self) -> None:
-        """Note that nobody listens there."""
-        self.error = ConnectionRefusedError("nobody listens there")
-        self._wake()
-
-    def stopProtocol(self) -> None:
-        """Note the same: some of Twisted's reactors close a connected port that has been told so."""
-        if self.waiting is not None:
-            self.connectionRefused()
-
-    def _wake(self) -> None:
-        waiting, self.waiting = self.waiting, None
-        if waiting is not None:
-            waiting.callback(None)
-
-
+@implementer(IReadDescriptor)
 class DatagramSocket(dns.asyncbackend.DatagramSocket):  # type: ignore[name-defined,misc]  # as above
-    """A UDP socket for one query."""
+    """A UDP socket for one query.
+
+    It isn't made by listenUDP, which writes two lines to the log for each port that it opens.
+    """
 
     def __init__(self, backend: TwistedBackend, family: int, destination: tuple[str, int]) -> None:
-        """Bind and connect.
+        """Connect, and so bind.
 
-        @raises OSError: that can't be.
+        @raises OSError: there is no way there, or no room for a socket.
         """
         super().__init__(family, socket.SOCK_DGRAM)
         self._backend = backend
-        self._protocol = _Datagrams()
-        self._is_open = False
-        backend.listen(self._protocol, "::" if family == socket.AF_INET6 else "")
-        self._is_open = True
-        backend.open_sockets += 1
+        self._id = b""  # of the query
+        self._arrived: deque[bytes] = deque()
+        self._seen = 0
+        self._waiting: Deferred[None] | None = None
+        self._error: OSError | None = None
+        self._socket = socket.socket(family, socket.SOCK_DGRAM)
         try:
-            self._protocol.transport.connect(*destination[:2])
+            self._socket.setblocking(False)
+            self._socket.connect(destination)
         except OSError:
-            self._release()
+            self._socket.close()
             raise
+        backend.open_sockets += 1
+        backend.add_reader(self)
 
     async def sendto(self, what: bytes, destination: object, timeout: float | None) -> int:
         """Send to where the socket is connected to."""
-        self._protocol.id = what[:2]
-        self._protocol.transport.write(what)
-        return len(what)
+        self._id = what[:2]
+        self._destination = destination
+        return self._socket.send(what)
 
-    async def recvfrom(self, size: int, timeout: float | None) -> tuple[bytes, Any]:  # Any: an address
-        """The next datagram that can be the answer."""
-        protocol = self._protocol
-        while not protocol.arrived:
-            if protocol.error is not None:
-                raise protocol.error
-            protocol.waiting = Deferred()
-            await self._backend.within(timeout, protocol.waiting)
-        return protocol.arrived.popleft()
+    async def recvfrom(self, size: int, timeout: float | None) -> tuple[bytes, object]:
+        """The next datagram that can be the answer, and where it comes from."""
+        while not self._arrived:
+            if self._error is not None:
+                raise self._error
+            self._waiting = Deferred()
+            await self._backend.within(timeout, self._waiting)
+        return self._arrived.popleft(), self._destination
 
     async def close(self) -> None:
         """Give the port back."""
-        self._release()
-
-    def _release(self) -> None:
-        if self._is_open:
-            self._is_open = False
+        if self._socket.fileno() != -1:
             self._backend.open_sockets -= 1
-            if self._protocol.transport is not None:  # else it is closed already
-                maybeDeferred(self._protocol.transport.stopListening)
+            self._backend.remove_reader(self)
+            self._socket.close()
+
+    def fileno(self) -> int:
+        """What the reactor polls."""
+        return self._socket.fileno()
+
+    def logPrefix(self) -> str:
+        """What the reactor calls it."""
+        return "dns"
+
+    def doRead(self) -> None:
+        """Keep what bears the query's id, as long as there were not too many before."""
+        while self._seen < MAX_DATAGRAMS:
+            try:
+                datagram = self._socket.recv(MAX_DATAGRAM_OCTETS)
+            except BlockingIOError:
+                break
+            except OSError as error:
+                self._error = error
+                break
+            self._seen += 1
+            if datagram[:2] == self._id and is_affordable(datagram):
+                self._arrived.append(datagram)
+        else:
+            self._backend.remove_reader(self)
+        self._wake()
+
+    def connectionLost(self, reason: Failure) -> None:
+        """Note why it is useless, as where nobody listens there. Some reactors say it so, and have stopped reading."""
+        if self._socket.fileno() != -1:  # else we have closed it, which they don't expect while they read from it
+            code = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            self._error = OSError(code, os.strerror(code))
+            self._wake()
+
+    def _wake(self) -> None:
+        waiting = self._waiting
+        if waiting is not None and (self._arrived or self._error is not None):
+            self._waiting = None
+            waiting.callback(None)
 
 
 class _Stream(Protocol):
