@@ -10,6 +10,7 @@ Standards: RFC 5322 section 2 (fields, folding), RFC 2047 (encoded words), RFC 6
 from __future__ import annotations
 
 import binascii
+import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -44,6 +45,27 @@ class MessageContent:
     def joined(self) -> bytes:
         """The content in one piece: a copy unless there is just one. Not for large messages."""
         return self.pieces[0] if len(self.pieces) == 1 else b"".join(self.pieces)
+
+
+def without(content: MessageContent, spans: Sequence[tuple[int, int]]) -> MessageContent:
+    """The content without some octets of its header section: those from each start to its end, in order."""
+    header = content.header()
+    kept = []
+    position = 0
+    for start, end in spans:
+        kept.append(header[position:start])
+        position = end
+    kept.append(header[position:])
+    pieces = [b"".join(kept)]
+    skipped = len(header)
+    for piece in content.pieces:
+        if skipped < len(piece):
+            pieces.append(piece[skipped:] if skipped else piece)
+        skipped = max(skipped - len(piece), 0)
+    digest = hashlib.sha256()
+    for piece in pieces:
+        digest.update(piece)
+    return MessageContent(pieces, sum(map(len, pieces)), digest.digest())
 
 
 def _header_of(pieces: Sequence[bytes]) -> bytes:

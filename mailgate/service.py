@@ -45,6 +45,7 @@ from mailgate.policy.chain import Chain, Member
 from mailgate.policy.limits import LimitsPolicy, NodeLimits, Usage
 from mailgate.policy.plugin import THREADS, Services, providers
 from mailgate.policy.recipients import RecipientsPolicy
+from mailgate.policy.results import ResultsPolicy
 from mailgate.policy.stage import Stage
 from mailgate.smtp.grammar import domain_key, local_key
 from mailgate.smtp.session import Limits, Settings
@@ -258,6 +259,7 @@ class MailgateService(MultiService):
                     name=use.name,
                 )
             )
+        members.append(Member(ResultsPolicy(config.hostname)))
         deadlines = config.deadlines
         return Chain(
             self._reactor,

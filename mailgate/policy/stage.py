@@ -99,6 +99,20 @@ class TransactionView:
 
 
 @dataclass(frozen=True, slots=True)
+class TraceFields:
+    """A note: header fields that go on top of an accepted message, each ending in CRLF."""
+
+    octets: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class RemovedFields:
+    """A note: header fields that an accepted message loses. `spans` are starts and ends in its header, in order."""
+
+    spans: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """What the session asks the chain. Fields are set as far as the stage has them."""
 

@@ -38,8 +38,17 @@ from functools import partial
 from typing import TYPE_CHECKING, assert_never
 
 from mailgate.ids import encode_id
-from mailgate.message import count_received_fields
-from mailgate.policy.stage import RecipientView, Request, SessionView, Stage, TlsState, TransactionView
+from mailgate.message import count_received_fields, without
+from mailgate.policy.stage import (
+    RecipientView,
+    RemovedFields,
+    Request,
+    SessionView,
+    Stage,
+    TlsState,
+    TraceFields,
+    TransactionView,
+)
 from mailgate.policy.verdict import Accept, Continue, Decision, Defer, Discard, Fate, Quarantine, Reject
 from mailgate.smtp.command import (
     Auth,
@@ -875,11 +884,17 @@ class Session:
         assert content is not None  # noqa: S101  # set by _content_complete, the only way here
         view, received_at = transaction.view(), self._time()
         policy, reason = transaction.quarantined_by or ("", "")
+        trace = trace_fields(self.view, view, self._settings.hostname, received_at)
+        for note in decision.notes:
+            if isinstance(note, TraceFields):
+                trace = note.octets + trace
+            elif isinstance(note, RemovedFields):
+                content = without(content, note.spans)
         message = IncomingMessage(
             self.view,
             view,
             content,
-            trace_fields(self.view, view, self._settings.hostname, received_at),
+            trace,
             Disposition.QUARANTINED if transaction.quarantined_by else Disposition.ACCEPTED,
             accepted.text(),
             received_at,
