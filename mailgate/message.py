@@ -42,6 +42,25 @@ class MessageContent:
             self._header = _header_of(self.pieces)
         return self._header
 
+    @property
+    def has_endless_header(self) -> bool:
+        """Whether the header section is longer than MAX_HEADER_OCTETS, so that `header` is only its beginning."""
+        return self.size_octets > MAX_HEADER_OCTETS and not self._goes_on_with_body(len(self.header()))
+
+    def _goes_on_with_body(self, position: int) -> bool:
+        if position == self.size_octets:
+            return True
+        following = b""
+        for piece in self.pieces:
+            if position < len(piece):
+                following += piece[position : position + 2 - len(following)]
+                position = 0
+                if len(following) == 2:
+                    break
+            else:
+                position -= len(piece)
+        return following == b"\r\n"
+
     def joined(self) -> bytes:
         """The content in one piece: a copy unless there is just one. Not for large messages."""
         return self.pieces[0] if len(self.pieces) == 1 else b"".join(self.pieces)

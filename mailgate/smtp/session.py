@@ -38,7 +38,7 @@ from functools import partial
 from typing import TYPE_CHECKING, assert_never
 
 from mailgate.ids import encode_id
-from mailgate.message import count_received_fields, without
+from mailgate.message import MAX_HEADER_OCTETS, count_received_fields, without
 from mailgate.policy.stage import (
     RecipientView,
     RemovedFields,
@@ -203,6 +203,7 @@ _DATABASE_AWAY = reply(451, "4.3.0", "The mail system is unavailable for the mom
 _SHUTTING_DOWN = reply(421, "4.3.2", "Shutting down; connect again")
 _TIMEOUT = reply(421, "4.4.2", "Waited too long; closing")
 _TRANSACTION_TIMEOUT = reply(421, "4.4.2", "The transaction took too long; closing")
+_ENDLESS_HEADER = reply(552, "5.3.4", f"Header section larger than {MAX_HEADER_OCTETS} octets")
 _LOOP = reply(554, "5.4.6", "Too many Received fields: this message goes round in a loop")
 
 _FAULTS = {
@@ -413,6 +414,11 @@ class Session:
     def unconfirmed(self) -> list[int]:
         """The accepted transactions whose 250 the client may not have heard."""
         return self._unconfirmed
+
+    @property
+    def being_stored(self) -> int | None:
+        """The transaction whose message is on its way to storage."""
+        return self._open_transaction().id if self.is_storing else None
 
     @property
     def waiting_octets(self) -> int:
@@ -863,6 +869,8 @@ class Session:
                 return self._refuse_content(_FAULTS[fault], size_octets=framer.size_octets)
         transaction = self._open_transaction()
         content = transaction.content = framer.content()
+        if content.has_endless_header:
+            return self._refuse_content(_ENDLESS_HEADER)
         if count_received_fields(content.header()) > limits.received_fields:
             return self._refuse_content(_LOOP)
         return self._ask(Stage.END_OF_DATA, self._content_decided)
