@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -35,6 +36,11 @@ class EmbeddedTestCase(TestCase):
         server = EmbeddedPostgres(folder, settings=SETTINGS)
         self.addCleanup(postgres.remove_server, server)
         return server
+
+    def base(self) -> Path:
+        base = Path(tempfile.mkdtemp(prefix="mailgate-test-"))
+        self.addCleanup(shutil.rmtree, base)
+        return base
 
     def pid_of(self, server: EmbeddedPostgres) -> int:
         postmaster = server.postmaster()
@@ -150,7 +156,7 @@ class StartTests(EmbeddedTestCase):
 
 class FolderTests(EmbeddedTestCase):
     def test_a_path_too_long_for_a_socket_gets_a_short_private_folder(self) -> None:
-        base = Path(tempfile.mkdtemp(prefix="mailgate-test-"))
+        base = self.base()
         server = self.server_in(base / ("long" * 25) / "data")
         dsn = server.start()
         folder = Path(parse_dsn(dsn)["host"])
@@ -162,7 +168,7 @@ class FolderTests(EmbeddedTestCase):
 
     def test_a_folder_may_have_any_name(self) -> None:
         """It goes through a shell, a setting that is a list, and a DSN."""
-        base = Path(tempfile.mkdtemp(prefix="mailgate-test-"))
+        base = self.base()
         server = self.server_in(base / """a 'b" $c, d\\e""")
         folder = Path(parse_dsn(server.start())["host"])
         self.addCleanup(folder.rmdir)
@@ -197,7 +203,7 @@ class FolderTests(EmbeddedTestCase):
 
     @pytest.mark.skipif(os.geteuid() != 0, reason="only root may give way to another user")
     def test_root_runs_it_as_another_user_and_opens_folders_for_search_alone(self) -> None:
-        base = Path(tempfile.mkdtemp(prefix="mailgate-test-"))
+        base = self.base()
         parent = base / "closed"
         parent.mkdir(mode=0o700)
         server = self.server_in(parent / "data")
@@ -208,7 +214,7 @@ class FolderTests(EmbeddedTestCase):
 
     @pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user runs all of these tests as themselves")
     def test_an_ordinary_user_runs_it_as_themselves(self) -> None:
-        base = Path(tempfile.mkdtemp(prefix="mailgate-test-"))
+        base = self.base()
         os.chown(base, 65534, 65534)
         # The import needs root's rights to wherever this tree is; the server is started without them.
         code = (
