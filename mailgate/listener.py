@@ -34,7 +34,7 @@ from zope.interface import implementer
 
 from mailgate.policy.limits import NodeLimits, Usage, client_network, is_in
 from mailgate.policy.stage import Role, SessionView, TlsState
-from mailgate.policy.verdict import Decision
+from mailgate.policy.verdict import Decision, Defer
 from mailgate.proxy import ProxyError, ProxyHeaderParser
 from mailgate.smtp.framing import STRICT, Tolerance
 from mailgate.smtp.reply import Reply, reply
@@ -72,6 +72,7 @@ _T = TypeVar("_T")
 _WAITING_OCTETS = 65536
 
 _AUTH_UNAVAILABLE = reply(454, "4.7.0", "Authentication is unavailable for the moment; try again later")
+_UNDECIDED = Decision(Defer(reply(451, "4.3.0", "A check could not be completed; try again later")))
 _UNKNOWN_CLIENT = "127.0.0.1"  # over a Unix socket without a PROXY header
 
 
@@ -282,7 +283,7 @@ class MailConnection(smtp.ESMTP):
                         if isinstance(decision, Decision):
                             session.decided(decision)
                         else:
-                            self._await(decision, session.decided, self._cancelled)
+                            self._await(decision, session.decided, self._undecided)
                     case Store(message=message):
                         self._await(factory.writer.store(message), self._stored, self._not_stored)
                     case StartTls():
@@ -292,7 +293,7 @@ class MailConnection(smtp.ESMTP):
                         self._authenticate(session, mechanism, response)
                     case Yield():
                         self._flush(session)
-                        self._await(deferLater(factory.clock, 0), _go_on, self._cancelled)
+                        self._await(deferLater(factory.clock, 0), _go_on, _cancelled)
                     case Close():
                         self._flush(session)
                         self._close()
@@ -333,8 +334,14 @@ class MailConnection(smtp.ESMTP):
         if not self._is_gone:
             self.transport.abortConnection()
 
-    def _cancelled(self, failure: Failure) -> None:
+    def _undecided(self, failure: Failure) -> None:
+        """We have given the decision up because the client is gone, or a policy has done so itself."""
         failure.trap(CancelledError)
+        session = self._session
+        assert session is not None  # noqa: S101  # it asked
+        if not self._is_gone:
+            self._log.error("a decision was given up in session {session}", session=session.view.id)
+            session.decided(_UNDECIDED)
 
     def _stored(self, stored: Stored) -> None:
         session = self._session
@@ -681,6 +688,11 @@ def _address_of(address: Any) -> tuple[str, int]:  # Any: an IAddress has no fie
 
 def _go_on(_result: None) -> None:
     """Nothing is to be done with the answer."""
+
+
+def _cancelled(failure: Failure) -> None:
+    """The client is gone: others have their turn anyway."""
+    failure.trap(CancelledError)
 
 
 def _reason(failure: Failure) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime
+from email.utils import format_datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -65,4 +66,5 @@ def address_literal(address: str) -> str:
 
 @lru_cache(maxsize=4)
 def _date(seconds: int) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%a, %d %b %Y %H:%M:%S +0000")
+    # Not strftime: its names of days and months are those of the locale.
+    return format_datetime(datetime.fromtimestamp(seconds, UTC))

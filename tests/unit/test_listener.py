@@ -445,6 +445,17 @@ def test_a_defect_ends_one_session_and_no_other(failures: list[LogEvent]) -> Non
     assert other.say("NOOP").startswith(b"250 ")
 
 
+def test_a_decision_that_a_policy_gives_up_by_itself_is_451() -> None:
+    """A client must not wait for an answer that nobody is going to give."""
+    listener = Listener()
+    decision: Deferred[Decision] = Deferred()
+    listener.chain.answers[Stage.MAIL] = lambda _request: decision
+    client = greeted(listener)
+    assert client.say("MAIL FROM:<>", "NOOP") == b""
+    decision.cancel()
+    assert client.codes() == [451, 250]
+
+
 def test_a_resend_hears_the_first_id() -> None:
     listener = Listener()
     listener.writer.is_slow = True

@@ -1,0 +1,420 @@
+"""The policy chain: whose verdict counts, and what becomes of policies that fail, block or never answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import permutations
+from typing import Any
+
+import pytest
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.task import Clock
+from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
+from zope.interface import implementer
+
+from mailgate.envelope import Address, ForwardPath, ReversePath
+from mailgate.interfaces import IPolicy
+from mailgate.policy.chain import DEFAULT_DEADLINE_SECONDS, Chain, Member
+from mailgate.policy.stage import RecipientView, Request, Role, SessionView, Stage, TransactionView
+from mailgate.policy.verdict import Accept, Continue, Decision, Defer, Discard, Quarantine, Reject, Verdict
+from mailgate.smtp.reply import Reply, reply
+
+SESSION = SessionView(1, "mx", Role.MX, "192.0.2.7", 40000, "192.0.2.7/32", "192.0.2.25", 25, 0.0)
+REFUSED = reply(550, "5.7.1", "No")
+DEFERRED = reply(451, "4.7.1", "Later")
+OK = reply(250, "2.1.5", "Recipient ok")
+REJECT, DEFER, ACCEPT, CONTINUE = Reject(REFUSED), Defer(DEFERRED), Accept(), Continue()
+QUARANTINE, DISCARD = Quarantine("odd"), Discard("known")
+
+
+@dataclass(frozen=True)
+class Note:
+    text: str
+
+
+@implementer(IPolicy)
+@dataclass(eq=False)
+class Policy:
+    """Answers what it is told to, and remembers what it was asked."""
+
+    name: str
+    answer: Callable[[Request], Any]  # Any: what a careless policy may give
+    stages: frozenset[Stage] = frozenset(Stage)
+    after: frozenset[str] = frozenset()
+    asked: list[Request] = field(default_factory=list)
+
+    def decide(self, request: Request) -> Any:
+        self.asked.append(request)
+        return self.answer(request)
+
+
+def says(name: str, verdict: object, **more: Any) -> Policy:
+    return Policy(name, lambda _request: verdict, **more)
+
+
+class Slow(Policy):
+    """Answers when it is told to."""
+
+    def __init__(self, name: str, **more: Any) -> None:
+        self.waiting: list[Deferred[Verdict]] = []
+        self.cancelled = 0
+        super().__init__(name, lambda _request: self._wait(), **more)
+
+    def _wait(self) -> Deferred[Verdict]:
+        self.waiting.append(Deferred(self._cancel))
+        return self.waiting[-1]
+
+    def _cancel(self, _deferred: Deferred[Verdict]) -> None:
+        self.cancelled += 1
+
+
+@pytest.fixture
+def logged() -> Iterator[list[LogEvent]]:
+    events: list[LogEvent] = []
+
+    @implementer(ILogObserver)
+    def observe(event: LogEvent) -> None:
+        if event.get("log_namespace") == "mailgate.policy.chain":
+            events.append(event)
+
+    globalLogPublisher.addObserver(observe)
+    yield events
+    globalLogPublisher.removeObserver(observe)
+
+
+def transaction(*domains: str, refused: Iterable[str] = ()) -> TransactionView:
+    recipients = [RecipientView(ForwardPath(Address("bob", domain)), True, OK) for domain in domains]
+    recipients += [RecipientView(ForwardPath(Address("bob", domain)), False, REFUSED) for domain in refused]
+    return TransactionView(2, 0.0, ReversePath(None), tuple(recipients))
+
+
+def at(stage: Stage, view: TransactionView | None = None) -> Request:
+    return Request(stage, SESSION, view)
+
+
+def decide(*policies: Policy | Member, request: Request | None = None, clock: Clock | None = None) -> Any:
+    """A Decision, or a Deferred of one."""
+    return Chain(clock or Clock(), policies).decide(request or at(Stage.HELO))
+
+
+def result(deferred: Deferred[Decision]) -> Decision:
+    fired: list[Decision] = []
+    deferred.addCallback(fired.append)
+    assert fired, "no decision yet"
+    return fired[0]
+
+
+def refusal_of(decision: Decision) -> Reply:
+    assert isinstance(decision.verdict, Reject | Defer)
+    return decision.verdict.reply
+
+
+# ------------------------------------------------------------ whose verdict counts
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "winner", "asked"),
+    [
+        ([], None, 0),
+        ([CONTINUE, CONTINUE], None, 2),
+        ([REJECT, DEFER], 0, 1),
+        ([DEFER, REJECT], 0, 1),
+        ([CONTINUE, REJECT, CONTINUE], 1, 2),
+        ([ACCEPT, REJECT], None, 1),
+        ([CONTINUE, ACCEPT, REJECT], None, 2),
+        ([QUARANTINE, REJECT], 1, 2),
+        ([DISCARD, REJECT], 1, 2),
+        ([DISCARD, DEFER], 1, 2),
+        ([QUARANTINE, CONTINUE], 0, 2),
+        ([QUARANTINE, ACCEPT], 0, 2),
+        ([QUARANTINE, DISCARD], 1, 2),
+        ([DISCARD, QUARANTINE], 0, 2),
+        ([QUARANTINE, Quarantine("second")], 0, 2),
+        ([DISCARD, Discard("second")], 0, 2),
+        ([ACCEPT, DISCARD], None, 1),
+    ],
+)
+def test_the_order_of_configuration_decides(verdicts: list[Verdict], winner: int | None, asked: int) -> None:
+    policies = [says(f"p{number}", verdict) for number, verdict in enumerate(verdicts)]
+    decision = decide(*policies)
+    assert isinstance(decision, Decision)
+    assert decision.verdict == (CONTINUE if winner is None else verdicts[winner])
+    assert decision.policy == ("" if winner is None else f"p{winner}")
+    assert sum(len(policy.asked) for policy in policies) == asked
+
+
+@pytest.mark.parametrize("verdicts", list(permutations([CONTINUE, REJECT, QUARANTINE, ACCEPT], 3)), ids=str)
+def test_who_answers_first_does_not_matter(verdicts: tuple[Verdict, ...]) -> None:
+    """The same decision at once, and in every order of answers."""
+    at_once = decide(*(says(f"p{number}", verdict) for number, verdict in enumerate(verdicts)))
+    for order in permutations(range(3)):
+        policies = [Slow(f"p{number}") for number in range(3)]
+        deciding = decide(*policies)
+        for number in order:
+            if not policies[number].waiting[0].called:
+                policies[number].waiting[0].callback(verdicts[number])
+        assert result(deciding) == at_once
+
+
+def test_policies_that_wait_wait_at_the_same_time() -> None:
+    policies = [Slow("a"), Slow("b"), says("c", REJECT)]
+    deciding = decide(*policies)
+    assert [len(policy.asked) for policy in policies] == [1, 1, 1]
+    policies[0].waiting[0].callback(CONTINUE)  # type: ignore[attr-defined]  # it is a Slow
+    policies[1].waiting[0].callback(CONTINUE)  # type: ignore[attr-defined]  # it is a Slow
+    assert result(deciding).policy == "c"
+
+
+def test_what_stands_behind_a_refusal_is_cancelled() -> None:
+    first, second = Slow("first"), Slow("second")
+    deciding = decide(first, second)
+    first.waiting[0].callback(REJECT)
+    assert result(deciding).verdict == REJECT
+    assert second.cancelled == 1
+
+
+def test_a_policy_is_asked_at_its_stages_only() -> None:
+    policy = says("mail", REJECT, stages=frozenset({Stage.MAIL}))
+    assert decide(policy).verdict == CONTINUE
+    assert decide(policy, request=at(Stage.MAIL, transaction())).verdict == REJECT
+
+
+def test_a_policy_is_asked_on_its_listeners_only() -> None:
+    member = Member(says("submission", REJECT), roles=frozenset({Role.SUBMISSION}))
+    assert decide(member).verdict == CONTINUE
+
+
+def test_loopback_is_spared_where_that_is_wanted() -> None:
+    policy = says("dns", REJECT)
+    request = Request(Stage.HELO, SessionView(1, "mx", Role.MX, "127.0.0.1", 1, "127.0.0.1/32", "127.0.0.1", 25, 0.0))
+    assert decide(Member(policy, spares_loopback=True), request=request).verdict == CONTINUE
+    assert decide(Member(policy), request=request).verdict == REJECT
+
+
+# ------------------------------------------------------------ notes
+
+
+def test_notes_of_all_that_counted_are_kept() -> None:
+    decision = decide(
+        says("a", Continue((Note("a"),))),
+        says("b", Quarantine("odd", (Note("b"),))),
+        says("c", Reject(REFUSED, (Note("c"),))),
+        says("d", Continue((Note("d"),))),
+    )
+    assert decision.notes == (Note("a"), Note("b"), Note("c"))
+
+
+def test_a_policy_that_comes_after_others_sees_their_notes() -> None:
+    spf = Slow("spf")
+    dmarc = says("dmarc", CONTINUE, after=frozenset({"spf", "not configured"}))
+    deciding = decide(dmarc, spf)
+    assert not dmarc.asked
+    spf.waiting[0].callback(Continue((Note("pass"),)))
+    assert result(deciding).verdict == CONTINUE
+    assert dmarc.asked[0].notes == (Note("pass"),)
+
+
+def test_policies_that_wait_for_each_other_are_refused() -> None:
+    with pytest.raises(ValueError, match="wait for each other"):
+        decide(says("a", CONTINUE, after=frozenset({"b"})), says("b", CONTINUE, after=frozenset({"a"})))
+
+
+# ------------------------------------------------------------ doubt is ours
+
+
+def raises(_request: Request) -> Verdict:
+    raise ZeroDivisionError("a secret")
+
+
+async def raises_later(_request: Request) -> Verdict:
+    raise ZeroDivisionError("a secret")
+
+
+async def answers_later(_request: Request) -> object:
+    return "nonsense"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        raises,
+        raises_later,
+        answers_later,
+        lambda _request: None,
+        lambda _request: "reject",
+        lambda _request: REFUSED,
+        lambda _request: Reject(DEFERRED),
+        lambda _request: Defer(REFUSED),
+        lambda _request: Reject(OK),
+        lambda _request: Decision(CONTINUE),
+    ],
+    ids=[
+        "raises",
+        "raises later",
+        "nonsense later",
+        "None",
+        "str",
+        "Reply",
+        "Reject 4xx",
+        "Defer 5xx",
+        "2xx",
+        "Decision",
+    ],
+)
+def test_a_policy_that_fails_is_451_and_named_in_the_log(
+    answer: Callable[[Request], Any], logged: list[LogEvent]
+) -> None:
+    """What the client hears says nothing of the cause."""
+    broken = Policy("broken", answer)
+    decision = decide(says("before", Continue((Note("kept"),))), broken, says("behind", REJECT))
+    if isinstance(decision, Deferred):
+        decision = result(decision)
+    assert refusal_of(decision) == reply(451, "4.3.0", "A check could not be completed; try again later")
+    assert decision.policy == "broken"
+    assert decision.notes == (Note("kept"),)
+    assert [event["policy"] for event in logged] == ["broken"]
+
+
+def test_a_later_failure_spoils_no_earlier_refusal() -> None:
+    first, second = Slow("first"), Slow("second")
+    deciding = decide(first, second)
+    second.waiting[0].errback(ZeroDivisionError())
+    first.waiting[0].callback(REJECT)
+    assert result(deciding).verdict == REJECT
+
+
+# ------------------------------------------------------------ time
+
+
+def test_the_deadline_is_451_and_cancels(logged: list[LogEvent]) -> None:
+    clock = Clock()
+    slow = Slow("slow")
+    deciding = decide(says("fast", Continue((Note("kept"),))), slow, clock=clock)
+    clock.advance(DEFAULT_DEADLINE_SECONDS - 0.1)
+    assert not deciding.called
+    clock.advance(0.1)
+    decision = result(deciding)
+    assert refusal_of(decision).code == 451
+    assert decision.policy == "slow"
+    assert decision.notes == (Note("kept"),)
+    assert slow.cancelled == 1
+    assert [event["policy"] for event in logged] == ["slow"]
+    assert not clock.getDelayedCalls()
+
+
+def test_the_deadline_is_that_of_the_stage() -> None:
+    clock = Clock()
+    chain = Chain(clock, [Slow("slow")], {Stage.HELO: 2.0})
+    deciding = chain.decide(at(Stage.HELO))
+    assert isinstance(deciding, Deferred)
+    clock.advance(2)
+    assert refusal_of(result(deciding)).code == 451
+
+
+def test_the_deadline_is_one_for_all_policies_of_the_stage() -> None:
+    clock = Clock()
+    first, second = Slow("first"), Slow("second", after=frozenset({"first"}))
+    deciding = decide(first, second, clock=clock)
+    clock.advance(20)
+    first.waiting[0].callback(CONTINUE)
+    clock.advance(10)
+    assert refusal_of(result(deciding)).code == 451
+    assert second.cancelled == 1
+
+
+def test_an_answer_in_time_leaves_no_timer() -> None:
+    clock = Clock()
+    slow = Slow("slow")
+    deciding = decide(slow, clock=clock)
+    slow.waiting[0].callback(CONTINUE)
+    assert result(deciding).verdict == CONTINUE
+    assert not clock.getDelayedCalls()
+
+
+def test_an_answer_after_the_deadline_is_for_nobody() -> None:
+    clock = Clock()
+    deaf: Deferred[Verdict] = Deferred()
+    deciding = decide(says("deaf", deaf), clock=clock)
+    clock.advance(DEFAULT_DEADLINE_SECONDS)
+    assert refusal_of(result(deciding)).code == 451
+
+
+def test_cancelling_reaches_every_policy_that_waits() -> None:
+    clock = Clock()
+    policies = [Slow("a"), Slow("b")]
+    deciding = decide(*policies, clock=clock)
+    failures: list[object] = []
+    deciding.addErrback(lambda failure: failures.append(failure.type))
+    deciding.cancel()
+    assert failures == [CancelledError]
+    assert [policy.cancelled for policy in policies] == [1, 1]
+    assert not clock.getDelayedCalls()
+
+
+def test_a_policy_that_holds_the_reactor_up_is_named(logged: list[LogEvent]) -> None:
+    times = iter([0.0, 0.25])
+    chain = Chain(Clock(), [says("busy", CONTINUE)], monotonic=lambda: next(times))
+    chain.decide(at(Stage.HELO))
+    assert [event["policy"] for event in logged] == ["busy"]
+
+
+# ------------------------------------------------------------ policies for some domains
+
+
+OURS = frozenset({"strict.test"})
+
+
+@pytest.mark.parametrize("stage", [Stage.CONNECT, Stage.HELO, Stage.MAIL])
+@pytest.mark.parametrize("verdict", [REJECT, DEFER, QUARANTINE], ids=["Reject", "Defer", "Quarantine"])
+def test_an_objection_before_the_recipients_waits_for_them(stage: Stage, verdict: Verdict) -> None:
+    """Who is not concerned gets the mail; who is, says so at RCPT."""
+    chain = Chain(Clock(), [Member(says("strict", verdict, stages=frozenset({stage})), domains=OURS)])
+    before = chain.decide(at(stage, transaction() if stage is Stage.MAIL else None))
+    assert isinstance(before, Decision)
+    assert before.verdict == CONTINUE
+    for domain, expected in (("strict.test", verdict), ("STRICT.test.", verdict), ("other.test", CONTINUE)):
+        path = ForwardPath(Address("bob", domain))
+        decision = chain.decide(Request(Stage.RCPT, SESSION, transaction(), path, notes=before.notes))
+        assert isinstance(decision, Decision)
+        assert decision.verdict == expected
+
+
+@pytest.mark.parametrize(
+    ("verdict", "whole", "part"),
+    [
+        (REJECT, REJECT, "Quarantine"),
+        (DISCARD, DISCARD, "Discard"),
+        (QUARANTINE, QUARANTINE, "Quarantine"),
+        (DEFER, DEFER, None),
+    ],
+    ids=["Reject", "Discard", "Quarantine", "Defer"],
+)
+def test_one_reply_can_refuse_for_all_recipients_only(verdict: Verdict, whole: Verdict, part: str | None) -> None:
+    """One reply stands for all recipients, and a bounce would go to whoever was forged."""
+    member = Member(says("strict", verdict), domains=OURS)
+    for_all = decide(member, request=at(Stage.END_OF_DATA, transaction("strict.test", refused=["other.test"])))
+    assert for_all.verdict == whole
+    for_some = decide(member, request=at(Stage.END_OF_DATA, transaction("other.test", "strict.test")))
+    if part is None:
+        assert for_some.verdict == DEFER
+        return
+    assert for_some.verdict == CONTINUE
+    ((position, fate),) = for_some.fates
+    assert (position, type(fate.verdict).__name__, fate.policy) == (1, part, "strict")
+
+
+def test_a_policy_for_no_recipient_of_the_message_is_not_asked() -> None:
+    policy = says("strict", REJECT)
+    decision = decide(Member(policy, domains=OURS), request=at(Stage.END_OF_DATA, transaction("other.test")))
+    assert decision.verdict == CONTINUE
+    assert not policy.asked
+
+
+def test_an_acceptance_for_some_ends_nothing_for_the_others() -> None:
+    decision = decide(
+        Member(says("friendly", ACCEPT), domains=OURS),
+        says("general", REJECT),
+        request=at(Stage.END_OF_DATA, transaction("strict.test", "other.test")),
+    )
+    assert decision.policy == "general"
