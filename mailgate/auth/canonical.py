@@ -28,7 +28,7 @@ _EMPTY_LINES = b"\r\n" * 16384
 
 
 class MalformedHeader(Exception):
-    """A header section holds a line that is no part of any field."""
+    """A header section that no signature can be verified in. The text is for people."""
 
 
 class Field(NamedTuple):
@@ -61,7 +61,7 @@ def fields_of(header: bytes) -> tuple[Field, ...]:
     for raw in _FIELD_END.split(header)[:-1]:
         match = _FIELD_NAME.match(raw)
         if match is None:
-            raise MalformedHeader
+            raise MalformedHeader("the header section has a line that is no field")
         fields.append(Field(match[1].lower(), raw + b"\r\n"))
     return tuple(fields)
 

@@ -31,18 +31,21 @@ from typing import TYPE_CHECKING
 from mailgate.auth.canonical import BodyForm, BodyHashes, MalformedHeader, body_hashes
 from mailgate.auth.results import DkimResult, Result
 from mailgate.auth.signature import (
-    MAX_HEADER_LINES,
-    MAX_HEADER_OCTETS,
     MAX_SIGNATURE_OCTETS,
     Checked,
     Signature,
     SignedHeader,
+    added_fields,
     algorithm_value,
+    author_problem,
     check_signature,
     domain_value,
+    guarded_fields,
+    octets_behind_length,
     read_header,
     read_signature,
     tag_value,
+    untimely,
 )
 from mailgate.auth.signing_key import MAXIMUM_RSA_BITS, MINIMUM_RSA_BITS
 from mailgate.auth.tag_list import MalformedTags, TagList, name_value, parse_tag_list
@@ -55,22 +58,6 @@ if TYPE_CHECKING:
 
 _NAME = b"dkim-signature"
 _SHOWN_CHARACTERS = 8  # of b=, in results (RFC 6008 section 4)
-
-# Of these RFC 5322 section 3.6 and RFC 2045 allow one; of two, which one a reader is shown is anybody's guess.
-_AT_MOST_ONCE = (
-    "date",
-    "sender",
-    "reply-to",
-    "to",
-    "cc",
-    "message-id",
-    "in-reply-to",
-    "references",
-    "subject",
-    "mime-version",
-    "content-type",
-    "content-transfer-encoding",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,16 +108,14 @@ def read(content: MessageContent, options: DkimOptions = DEFAULT_OPTIONS) -> Sig
     section = content.header()
     if _NAME not in section.lower():
         return SignedMessage(_NOTHING, (DkimResult(0, Result.NONE),), ())
-    if len(section) > MAX_HEADER_OCTETS or section.count(b"\r\n") > MAX_HEADER_LINES:
-        return _unusable("the header section is larger than any that people send")
     try:
         header = read_header(section)
-    except MalformedHeader:
-        return _unusable("the header section has a line that is no field")
+    except MalformedHeader as error:
+        return _unusable(str(error))
     fields = header.positions(_NAME)
     if not fields:
         return SignedMessage(_NOTHING, (DkimResult(0, Result.NONE),), ())
-    problem = _author_problem(header)
+    problem = author_problem(header)
     settled: list[DkimResult] = []
     candidates: list[_Candidate] = []
     for position, own in enumerate(fields[: options.maximum_signatures]):
@@ -152,19 +137,6 @@ def _unusable(problem: str) -> SignedMessage:
     return SignedMessage(_NOTHING, (DkimResult(0, Result.PERMERROR, problem=problem),), ())
 
 
-def _author_problem(header: SignedHeader) -> str:
-    """Why no signature can vouch for the author that people are shown (RFC 6376 section 8.15), or ""."""
-    positions = header.positions(b"from")
-    if not positions:
-        return "there is no From field"
-    if len(positions) > 1:
-        return "there are several From fields"
-    if header.fields[positions[0]].has_blank_before_colon:
-        # Some readers take it for From, some don't see it. RFC 5322 section 4 forbids to write it.
-        return "From has a blank before its colon"
-    return ""
-
-
 def _read_one(header: SignedHeader, position: int, own: int) -> _Candidate | DkimResult:
     value = header.fields[own].value.removesuffix(b"\r\n")
     if len(value) > MAX_SIGNATURE_OCTETS:
@@ -175,8 +147,7 @@ def _read_one(header: SignedHeader, position: int, own: int) -> _Candidate | Dki
         return DkimResult(position, Result.PERMERROR, problem=str(error))
     described = _describe(position, tags)
     try:
-        if tag_value(tags, b"v", bytes) != b"1":
-            raise MalformedTags("v=: it is another version")  # noqa: TRY301  # as every fault of a tag
+        tag_value(tags, b"v", _check_version)
         signature = read_signature(tags)
         identity = _identity(tags, signature.domain)
     except MalformedTags as error:
@@ -210,24 +181,31 @@ def _describe(position: int, tags: TagList) -> DkimResult:
     )
 
 
-#   sig-i-tag = %x69 [FWS] "=" [FWS] [ Local-part ] "@" domain-name        ; RFC 6376 section 3.5
+def _check_version(value: bytes) -> None:
+    if value != b"1":
+        raise MalformedTags("it is another version")
+
+
 def _identity(tags: TagList, domain: str) -> str:
-    value = tags.get(b"i")
-    if value is None:
+    """What `i=` says, or would by default. @raises MalformedTags: it is not for that domain, or names nothing."""
+    if b"i" not in tags:
         return f"@{domain}"
-    local_part, at, identity_domain = binascii.a2b_qp(value).rpartition(b"@")
-    try:
-        if not at:
-            raise MalformedTags("there is no @ in it")  # noqa: TRY301  # as every fault of a tag
-        name = name_value(identity_domain)
-        text = local_part.decode("utf-8")
-    except (MalformedTags, UnicodeDecodeError) as error:
-        raise MalformedTags("i=: it is no identity") from error
-    if not text.isprintable():
-        raise MalformedTags("i=: it is no identity")
+    local_part, name = tag_value(tags, b"i", _identity_value)
     if name != domain and not name.endswith("." + domain):
         raise MalformedTags("i=: its domain is not that of d=, and not below it")
-    return f"{text}@{name}"
+    return f"{local_part}@{name}"
+
+
+#   sig-i-tag = %x69 [FWS] "=" [FWS] [ Local-part ] "@" domain-name        ; RFC 6376 section 3.5, in quoted-printable
+def _identity_value(value: bytes) -> tuple[str, str]:
+    local_part, at, domain = binascii.a2b_qp(value).rpartition(b"@")
+    try:
+        text = local_part.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise MalformedTags("it is no identity") from error
+    if not at or not text.isprintable():
+        raise MalformedTags("it is no identity")
+    return text, name_value(domain)
 
 
 def verify(
@@ -283,18 +261,18 @@ def _judge(
     if key.is_strict and candidate.described.identity.rpartition("@")[2] != signature.domain:
         return Result.PERMERROR, "i=: the key is not for domains below d= (t=s)", ()
     notes: list[str] = []
-    if signature.expires_at is not None and now > signature.expires_at + options.clock_skew_seconds:
-        return Result.POLICY, "it has expired", ()
-    if signature.signed_at is not None and signature.signed_at > now + options.clock_skew_seconds:
-        return Result.POLICY, "it was made in the future", ()
-    length = signature.body_form.length_octets
-    if length is not None:
-        behind = hashes[signature.body_form].body_octets - length
-        if behind and not options.allows_body_length:
-            return Result.POLICY, f"the body goes on behind l=, for {behind} octets", ()
-        notes.append(f"the body goes on behind l=, for {behind} octets" if behind else "l= covers the whole body")
-    signed = signature.signed_fields
-    added = [name for name in _AT_MOST_ONCE if 0 < signed.count(name) < len(header.positions(name.encode("ascii")))]
+    late = untimely(signature, now, options.clock_skew_seconds)
+    if late:
+        return Result.POLICY, late, ()
+    behind = octets_behind_length(signature, hashes)
+    if behind:
+        problem = f"the body goes on behind l=, for {behind} octets"
+        if not options.allows_body_length:
+            return Result.POLICY, problem, ()
+        notes.append(problem)
+    elif signature.body_form.length_octets is not None:
+        notes.append("l= covers the whole body")
+    added = added_fields(signature, header)
     if added:
         problem = f"there are more fields than were signed: {', '.join(added)}"
         if not options.allows_added_fields:
@@ -306,7 +284,7 @@ def _judge(
         if not options.allows_testing_keys:
             return Result.POLICY, "the key is for tests (t=y)", ()
         notes.append("the key is for tests (t=y)")
-    oversigned = [name for name in dict.fromkeys(signed) if signed.count(name) > len(header.positions(name.encode()))]
+    oversigned = guarded_fields(signature, header)
     if oversigned:
         notes.append(f"signed against additions: {', '.join(oversigned)}")
     return Result.PASS, "", tuple(notes)

@@ -78,6 +78,16 @@ class ArcResult:
 
 
 @dataclass(frozen=True, slots=True)
+class TrustedForwarder:
+    """The message came through somebody whom config trusts: its ARC chain passes, and the newest seal is theirs."""
+
+    sealer: str  # d= of the newest seal
+    # What the trusted sealers say that they found: the ARC-Authentication-Results payload of the newest, then of those
+    # before it up to the first that is not trusted. What stands before that may be anybody's invention.
+    sealed_results: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class DmarcResult:
     """DMARC for the author's domain (RFC 9989)."""
 

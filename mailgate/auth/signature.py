@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from mailgate.auth.canonical import BodyForm, BodyHashes, Field, fields_of, relaxed_field
+from mailgate.auth.canonical import BodyForm, BodyHashes, Field, MalformedHeader, fields_of, relaxed_field
 from mailgate.auth.results import Result
 from mailgate.auth.signing_key import KEY_TYPES, KeyFault, SigningKey, key_question, keys_in
 from mailgate.auth.tag_list import (
@@ -80,7 +81,7 @@ def read_signature(tags: TagList) -> Signature:
     algorithm = tag_value(tags, b"a", algorithm_value)
     domain = tag_value(tags, b"d", domain_value)
     selector = tag_value(tags, b"s", name_value)
-    check_key_name(selector, domain)
+    require_key_name(selector, domain)
     relaxed_header, relaxed_body = _canonicalizations(tags.get(b"c", b"simple/simple"))
     length = tag_value(tags, b"l", lambda value: number_value(value, 76)) if b"l" in tags else None
     if b"dns/txt" not in split_value(tags.get(b"q", b"dns/txt")):
@@ -128,7 +129,7 @@ def domain_value(value: bytes) -> str:
     return domain
 
 
-def check_key_name(selector: str, domain: str) -> None:
+def require_key_name(selector: str, domain: str) -> None:
     """Refuse a selector whose key has no name that the DNS could hold. @raises MalformedTags."""
     if len(selector) + len("._domainkey.") + len(domain) > _MAX_NAME_OCTETS:
         raise MalformedTags("s= and d= make a name that is too long for the DNS")
@@ -204,9 +205,24 @@ class SignedHeader:
         return (relaxed_field(bare) if is_relaxed else bare).removesuffix(b"\r\n")
 
 
-def read_header(header: bytes) -> SignedHeader:
-    """The fields of a header section. @raises MalformedHeader: it is not made of fields only."""
-    return SignedHeader(fields_of(header))
+def read_header(section: bytes) -> SignedHeader:
+    """The fields of a header section. @raises MalformedHeader: it is not made of fields only, or too large."""
+    if len(section) > MAX_HEADER_OCTETS or section.count(b"\r\n") > MAX_HEADER_LINES:
+        raise MalformedHeader("the header section is larger than any that people send")
+    return SignedHeader(fields_of(section))
+
+
+def author_problem(header: SignedHeader) -> str:
+    """Why no signature can vouch for the author that people are shown (RFC 6376 section 8.15), or ""."""
+    positions = header.positions(b"from")
+    if not positions:
+        return "there is no From field"
+    if len(positions) > 1:
+        return "there are several From fields"
+    if header.fields[positions[0]].has_blank_before_colon:
+        # Some readers take it for From, some don't see it. RFC 5322 section 4 forbids to write it.
+        return "From has a blank before its colon"
+    return ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,3 +261,61 @@ def check_signature(
         if key.verifies(digest, signature.octets):
             return Checked(Result.PASS, "", key, key.bits)
     return Checked(Result.FAIL, "the signed header fields were changed, or another key signed them", key, key.bits)
+
+
+#   Fields of which RFC 5322 section 3.6 and RFC 2045 allow one. Of two, which one a reader is shown is anybody's guess.
+_AT_MOST_ONCE = (
+    "date",
+    "sender",
+    "reply-to",
+    "to",
+    "cc",
+    "message-id",
+    "in-reply-to",
+    "references",
+    "subject",
+    "mime-version",
+    "content-type",
+    "content-transfer-encoding",
+)
+
+
+def untimely(signature: Signature, now: float, clock_skew_seconds: int) -> str:
+    """Why a signature is not for now, or "". `now` is in seconds since the epoch."""
+    if signature.expires_at is not None and now > signature.expires_at + clock_skew_seconds:
+        return "it has expired"
+    if signature.signed_at is not None and signature.signed_at > now + clock_skew_seconds:
+        return "it was made in the future"
+    return ""
+
+
+def octets_behind_length(signature: Signature, hashes: BodyHashes) -> int:
+    """How much of the body is not signed, because `l=` ends before it does (RFC 6376 section 8.2)."""
+    length = signature.body_form.length_octets
+    return 0 if length is None else max(0, hashes[signature.body_form].body_octets - length)
+
+
+def added_fields(signature: Signature, header: SignedHeader) -> list[str]:
+    """Fields that are signed and that somebody added another of, such as a second Subject (RFC 6376 section 8.15)."""
+    signed = signature.signed_fields
+    return [name for name in _AT_MOST_ONCE if 0 < signed.count(name) < len(header.positions(name.encode("ascii")))]
+
+
+def guarded_fields(signature: Signature, header: SignedHeader) -> list[str]:
+    """Fields that nobody can add another of: they are named more often than they occur (RFC 6376 section 5.4)."""
+    counted = Counter(signature.signed_fields)
+    return [name for name, count in counted.items() if count > len(header.positions(name.encode("ascii")))]
+
+
+def weakness(
+    signature: Signature, header: SignedHeader, hashes: BodyHashes, now: float, clock_skew_seconds: int
+) -> str:
+    """Why a signature that verifies proves less than it seems to, or ""."""
+    late = untimely(signature, now, clock_skew_seconds)
+    if late:
+        return late
+    behind = octets_behind_length(signature, hashes)
+    if behind:
+        return f"the body goes on behind l=, for {behind} octets"
+    added = added_fields(signature, header)
+    return f"there are more fields than were signed: {', '.join(added)}" if added else ""

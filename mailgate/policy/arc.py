@@ -1,0 +1,69 @@
+"""The policy `arc`: verifies the chain of those who handled a message, and objects to nothing.
+
+What the chain proves is `mailgate.auth.arc`. Its notes are the ArcResult and, where the newest seal is by somebody whom
+config trusts, a TrustedForwarder, on which the policy `dmarc` may let a message through that it would refuse.
+
+Standards: RFC 8617 section 7.2 (what a receiver makes of a chain).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from twisted.internet.defer import Deferred
+from zope.interface import implementer
+
+from mailgate.auth.arc import ArcChain, ArcOptions, read, trusted_run, verify
+from mailgate.dns.settle import Resolver, settle
+from mailgate.interfaces import IPolicy
+from mailgate.policy.body_hashing import hash_body
+from mailgate.policy.stage import Request, Stage
+from mailgate.policy.verdict import Continue, Verdict
+
+if TYPE_CHECKING:
+    from twisted.internet.interfaces import IReactorTime
+
+    from mailgate.auth.canonical import BodyHashes
+    from mailgate.auth.results import ArcResult
+
+_CONTINUE = Continue()
+
+
+@implementer(IPolicy)
+class ArcPolicy:
+    """Verifies chains."""
+
+    name = "arc"
+    stages = frozenset({Stage.END_OF_DATA})
+    waits_for_dns = True
+
+    def __init__(self, options: ArcOptions, resolver: Resolver, clock: IReactorTime) -> None:
+        self.options = options
+        self._resolver = resolver
+        self._clock = clock
+
+    def decide(self, request: Request) -> Verdict | Deferred[Verdict]:
+        """Continue, with an ArcResult as a note; at once where the keys are known and the body is small."""
+        content = request.content
+        if content is None:
+            return _CONTINUE
+        chain = read(content, self.options)
+        if chain.settled is not None:
+            return Continue((chain.settled,))
+        hashes = hash_body(content, chain.forms, self._clock)
+        if isinstance(hashes, Deferred):
+            return Deferred.fromCoroutine(self._decide_later(chain, hashes))
+        result = self._verify(chain, hashes)
+        return result.addCallback(self._verdict) if isinstance(result, Deferred) else self._verdict(result)
+
+    async def _decide_later(self, chain: ArcChain, hashing: Deferred[BodyHashes]) -> Verdict:
+        result = self._verify(chain, await hashing)
+        return self._verdict(await result if isinstance(result, Deferred) else result)
+
+    def _verify(self, chain: ArcChain, hashes: BodyHashes) -> ArcResult | Deferred[ArcResult]:
+        now = self._clock.seconds()
+        return settle(lambda answers: verify(chain, answers, self.options, now, hashes), self._resolver)
+
+    def _verdict(self, result: ArcResult) -> Verdict:
+        forwarder = trusted_run(result, self.options)
+        return Continue((result,) if forwarder is None else (result, forwarder))
