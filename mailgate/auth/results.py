@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from mailgate.dns.answer import Answer
@@ -112,3 +112,12 @@ class AuthorFault:
     """The From field names no author that DMARC could ask about (RFC 9989, RFC 5322 section 3.6.2)."""
 
     problem: str  # "no From field", "two From fields", "From is not a mailbox-list"
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyOverride:
+    """Why something else was done than the author's domain asks for, in the words of RFC 9990."""
+
+    reason: str  # "trusted_forwarder", "local_policy", "policy_test_mode", "mailing_list" or "other"
+    comment: str
+    action: Literal["continue", "quarantine", "reject"] | None = None  # None: what the policy comes to anyway

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from itertools import pairwise
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,7 +13,7 @@ from mailgate.message import MAX_HEADER_OCTETS, MessageContent, without
 
 def content_of(octets: bytes, *cuts: int) -> MessageContent:
     edges = [0, *sorted(cuts), len(octets)]
-    pieces = [octets[a:b] for a, b in zip(edges, edges[1:], strict=False) if a < b]
+    pieces = [octets[a:b] for a, b in pairwise(edges) if a < b]
     return MessageContent(pieces, len(octets), hashlib.sha256(octets).digest())
 
 
