@@ -416,7 +416,10 @@ class MailboxWriter:
         """Tell everyone concerned that the batch is committed."""
         resends, mailboxes, octets = row
         for mailbox_id, octets_used in zip(mailboxes or (), octets or (), strict=True):
-            self._usage(mailbox_id, octets_used)
+            try:
+                self._usage(mailbox_id, octets_used)
+            except Exception:
+                log.failure("nobody heard how much mailbox {mailbox_id} holds", mailbox_id=mailbox_id)
         first_ids: dict[int, int] = dict(resends or ())
         for waiting in batch:
             self._forget(waiting)

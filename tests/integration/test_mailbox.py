@@ -133,6 +133,12 @@ class StoreTests(WritingTestCase):
         assert rows == [(self.alice, 2, 2 * size, 3), (self.bob, 1, size, 2)]
         assert self.used == {self.alice: 2 * size, self.bob: size}
 
+    async def test_whoever_hears_of_usage_can_not_keep_the_250_from_the_client(self) -> None:
+        writer = await self.writer()
+        writer._usage = mock.Mock(side_effect=RuntimeError("a defect"))
+        await gatherResults([writer.store(incoming(self.alice)), writer.store(incoming(self.bob))])
+        assert len(self.flushLoggedErrors(RuntimeError)) == 2  # type: ignore[no-untyped-call]  # Twisted has no type
+
     async def test_new_mail_is_announced_after_commit(self) -> None:
         listener = await self.settled()
         heard: list[dict[str, int]] = []
