@@ -57,7 +57,7 @@ from mailgate.toml import (
     Wrong,
 )
 
-__all__ = ["Config", "ConfigError", "Fault", "load_config", "reloadable_differences"]
+__all__ = ["Config", "ConfigError", "Fault", "load_config", "reloadable_differences", "server_address"]
 
 USUAL_POLICIES = ("spf", "dkim", "arc", "dmarc")
 DATA_LOSS_SENTENCE = "a crash may lose mail that was acknowledged"
@@ -113,18 +113,11 @@ class ServerAddress:
 
     def read(self, value: object, key: str, reader: Reader) -> tuple[str, int]:
         """The address in its shortest form, and the port."""
-        text = value if isinstance(value, str) else ""
-        match = re.fullmatch(r"\[([^]]+)\](?::([0-9]{1,5}))?|([0-9.]+):([0-9]{1,5})", text, re.ASCII)
-        address, port = (match[1] or match[3], match[2] or match[4]) if match else (text, None)
-        number = int(port) if port else self.default_port
-        try:
-            parsed = ipaddress.ip_address(address)
-        except ValueError:
-            parsed = None
-        if parsed is None or (match and match[1] and parsed.version == 4) or not 1 <= number <= _LAST_PORT:
+        found = server_address(value, self.default_port) if isinstance(value, str) else None
+        if found is None:
             form = 'use the form "192.0.2.1", "192.0.2.1:5353", "2001:db8::1" or "[2001:db8::1]:5353"'
             raise Wrong(f"{value!r} is not the address of a server", form)
-        return str(parsed), number
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -481,6 +474,20 @@ def load_config(path: Path, *, opens_files: bool = True, now: datetime | None = 
     if config is None or reader.faults:
         raise ConfigError(reader.faults)
     return config
+
+
+def server_address(text: str, default_port: int = _DNS_PORT) -> tuple[str, int] | None:
+    """The address in its shortest form, and the port; None where the text is neither an address nor one with a port."""
+    match = re.fullmatch(r"\[([^]]+)\](?::([0-9]{1,5}))?|([0-9.]+):([0-9]{1,5})", text, re.ASCII)
+    address, port = (match[1] or match[3], match[2] or match[4]) if match else (text, None)
+    number = int(port) if port else default_port
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return None
+    if (match and match[1] and parsed.version == 4) or not 1 <= number <= _LAST_PORT:
+        return None
+    return str(parsed), number
 
 
 def reloadable_differences(old: Config, new: Config) -> tuple[str, ...]:

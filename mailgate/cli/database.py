@@ -180,6 +180,17 @@ class Invocation:
                 print_error(str(fault))
             raise Failure(str(error.faults[-1])) from error
 
+    def config_if_any(self) -> Config | None:
+        """The configuration, or None where there is none.
+
+        @raises Failure: it is faulty, or not there though it was asked for.
+        """
+        try:
+            instance.discover_config(self._config_option)
+        except instance.InstanceError:
+            return None
+        return self.config()
+
     @contextmanager
     def dsn(self) -> Iterator[str]:
         """Where the database is. An embedded one that does not run is started, and stopped at the end.

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import click
 
-from mailgate.cli import alias, check, domain, exporting, importing, inbox, mailbox, record, schema, show
+from mailgate.cli import alias, check, domain, exporting, importing, inbox, lookup, mailbox, record, schema, show
 from mailgate.cli.database import Invocation
 
 
@@ -66,6 +66,7 @@ for command in (
     importing.import_,
     record.sessions,
     record.refusals,
+    lookup.lookup,
 ):
     _allow_config_behind(command)
     main.add_command(command)
