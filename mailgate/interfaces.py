@@ -69,7 +69,11 @@ class IMailboxWriter(Interface):
         """Note that the client went on after the 250 of these transactions: it knows that they are ours."""
 
     def connection_lost(transaction_ids):  # type: ignore[no-untyped-def]
-        """Note that the connection ended with these 250 unconfirmed: the client may send the same again."""
+        """Note that the connection ended with these 250 unconfirmed: the client may send the same again.
+
+        Said of a message that is still being stored as well, as soon as its client has gone, and again once it is
+        stored.
+        """
 
 
 class IJournal(Interface):

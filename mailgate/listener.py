@@ -570,8 +570,10 @@ class MailConnection(smtp.ESMTP):
             )
         if session is not None:
             session.connection_lost(Ending.TLS_FAILED if is_handshake else Ending.LOST)
-            pending = self._pending
-            if pending is not None and not session.is_storing:
+            pending, being_stored = self._pending, session.being_stored
+            if being_stored is not None:
+                factory.writer.connection_lost([being_stored])
+            elif pending is not None:
                 pending.cancel()
             self._after_the_end()
         factory.connection_ended()

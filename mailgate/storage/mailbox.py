@@ -20,7 +20,8 @@ From *committed* on, a second copy must not appear:
 - The client doesn't know of our 250 (the connection or the process ended before its next command, or we said 451 and
   the COMMIT was done after all): it sends the same message again as a new transaction. Within an hour that is answered
   with the first one's id and not stored. A client that went on after its 250 knows, and the same message from it is a
-  new one.
+  new one. One that has gone while its message waits may be back before that is committed: what it brings then waits
+  until the first is answered, and for the news that its client doesn't know.
 
 Not here: what a message's destinations are (policies say so), nor the quota (it is checked at RCPT; a batch may exceed
 it by what was on its way at the same time).
@@ -34,7 +35,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 import psycopg2
-from twisted.internet.defer import Deferred, fail
+from twisted.internet.defer import Deferred, DeferredLock, fail
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from zope.interface import implementer
@@ -99,12 +100,13 @@ def instance_setup(instance: int) -> Callable[[Execute], Awaitable[None]]:
 class _Waiting:
     """A message that waits for its COMMIT."""
 
-    __slots__ = ("deadline", "key", "message", "stored")
+    __slots__ = ("deadline", "is_abandoned", "key", "message", "stored")
 
     def __init__(self, message: IncomingMessage, key: bytes, deadline: float) -> None:
         self.message = message
         self.key = key
         self.deadline = deadline
+        self.is_abandoned = False  # the client has gone, and may bring the same again at any moment
         self.stored: Deferred[Stored] = Deferred()
 
 
@@ -166,11 +168,14 @@ class MailboxWriter:
 
         self._waiting: deque[_Waiting] = deque()
         self._waiting_large: deque[_Waiting] = deque()
+        self._unanswered: dict[int, _Waiting] = {}  # by transaction: those two, and what is being written
+        self._large: set[_Waiting] = set()  # what is being written
         self._messages = 0  # waiting or being written, large ones included
         self._octets = 0
         self._notes = _Notes()
         self._repeats: dict[int, int] = {}  # transactions that were resends: the message that they repeated
         self._doubtful: dict[bytes, tuple[float, tuple[int, ...]]] = {}  # by resend key: since when, which messages
+        self._notes_lock = DeferredLock()  # nothing may be decided while notes are on their way without it
         self._is_writing = False
         self._is_stopping = False
         self._timer: IDelayedCall | None = None
@@ -188,6 +193,7 @@ class MailboxWriter:
         waiting = _Waiting(message, resend_key(message), self._reactor.seconds() + self._wait_seconds)
         self._messages += 1
         self._octets += size
+        self._unanswered[message.transaction.id] = waiting
         if size > self._large_octets:
             self._waiting_large.append(waiting)
             self._write_large()
@@ -205,7 +211,11 @@ class MailboxWriter:
     def connection_lost(self, transaction_ids: Iterable[int]) -> None:
         """The clients may not know. Written at once: they may come back by another node."""
         for identifier in transaction_ids:
-            self._notes.lost[self._repeats.pop(identifier, identifier)] = None
+            unanswered = self._unanswered.get(identifier)
+            if unanswered is not None:
+                unanswered.is_abandoned = True
+            else:
+                self._notes.lost[self._repeats.pop(identifier, identifier)] = None
         self._start(0)
 
     async def stop(self) -> None:
@@ -241,8 +251,10 @@ class MailboxWriter:
         try:
             while self._waiting:
                 await self._write(self._take_batch())
-            if self._notes:
+            try:
                 await self._write_notes()
+            except (StorageUnavailable, psycopg2.Error) as error:
+                log.warn("what clients confirmed waits for the database: {reason}", reason=error)
         finally:
             self._is_writing = False
             if self._waiting:
@@ -252,14 +264,23 @@ class MailboxWriter:
             self._check_idle()
 
     def _take_batch(self) -> list[_Waiting]:
-        """The next messages, at least one."""
-        batch = [self._waiting.popleft()]
-        octets = batch[0].message.content.size_octets
+        """The next messages, at least one; none of them may be the resend of another."""
+        batch: list[_Waiting] = []
+        abandoned: set[bytes] = set()
+        put_off: list[_Waiting] = []
+        octets = 0
         while self._waiting and len(batch) < MAX_BATCH_MESSAGES:
-            octets += self._waiting[0].message.content.size_octets
-            if octets > MAX_BATCH_OCTETS:
+            waiting = self._waiting[0]
+            if waiting.key in abandoned:
+                put_off.append(self._waiting.popleft())
+                continue
+            octets += waiting.message.content.size_octets
+            if batch and octets > MAX_BATCH_OCTETS:
                 break
             batch.append(self._waiting.popleft())
+            if waiting.is_abandoned:
+                abandoned.add(waiting.key)
+        self._waiting.extendleft(reversed(put_off))
         return batch
 
     async def _write(self, batch: Sequence[_Waiting]) -> None:
@@ -287,6 +308,13 @@ class MailboxWriter:
         @raises StorageUnavailable: it is unknown whether they are stored.
         @raises Exception: none of them is.
         """
+        await self._notes_lock.acquire()
+        try:
+            return await self._accept_with_notes(batch)
+        finally:
+            self._notes_lock.release()
+
+    async def _accept_with_notes(self, batch: Sequence[_Waiting]) -> Row:
         deadline = min([waiting.deadline for waiting in batch])
         if self._connection.is_connected:
             deadline = max(deadline, self._reactor.seconds() + _ATTEMPT_SECONDS)
@@ -320,25 +348,39 @@ class MailboxWriter:
         )
 
     async def _write_notes(self) -> None:
-        """Write what clients let us know, without a batch. What can't be written now is kept."""
+        """Write what clients let us know, without a batch. What can't be written now is kept.
+
+        @raises StorageUnavailable, psycopg2.Error: it could not be written.
+        """
+        await self._notes_lock.acquire()
         notes, self._notes = self._notes, _Notes()
-        statement = QUERIES["settle_unconfirmed"] % {
-            b"confirmed": literal.encoded(literal.number_array(notes.confirmed)),
-            b"lost": literal.encoded(literal.number_array(notes.lost)),
-        }
         try:
-            await self._connection.execute(statement, timeout_seconds=self._wait_seconds)
-        except (StorageUnavailable, psycopg2.Error) as error:
+            if notes:
+                statement = QUERIES["settle_unconfirmed"] % {
+                    b"confirmed": literal.encoded(literal.number_array(notes.confirmed)),
+                    b"lost": literal.encoded(literal.number_array(notes.lost)),
+                }
+                await self._connection.execute(statement, timeout_seconds=self._wait_seconds)
+        except Exception:
             self._notes.put_back(notes)
-            log.warn("what clients confirmed waits for the database: {reason}", reason=error)
+            raise
+        finally:
+            self._notes_lock.release()
 
     # ------------------------------------------------------------------ large messages
 
     def _write_large(self) -> None:
-        """Write large messages on the connections that are free."""
+        """Write large messages on the connections that are free; none beside one that it may be the resend of."""
+        put_off: list[_Waiting] = []
         while self._waiting_large and self._idle_big:
-            writing = self._write_one_large(self._idle_big.popleft(), self._waiting_large.popleft())
+            waiting = self._waiting_large.popleft()
+            if any(other.is_abandoned and other.key == waiting.key for other in self._large):
+                put_off.append(waiting)
+                continue
+            self._large.add(waiting)
+            writing = self._write_one_large(self._idle_big.popleft(), waiting)
             Deferred.fromCoroutine(writing).addErrback(self._failed)
+        self._waiting_large.extendleft(reversed(put_off))
 
     async def _write_one_large(self, connection: Connection, waiting: _Waiting) -> None:
         """Write a large message and answer it, whatever happens."""
@@ -352,6 +394,7 @@ class MailboxWriter:
         else:
             self._answer([waiting], row)
         finally:
+            self._large.discard(waiting)
             self._idle_big.append(connection)
             self._write_large()
             self._check_idle()
@@ -400,7 +443,11 @@ class MailboxWriter:
                 )
             # Whether it is a resend is decided after all that clients have let us know, the batch under way included.
             self._recall_doubtful([waiting])
-            await self._write_notes()
+            try:
+                await self._write_notes()
+            except StorageUnavailable:  # of the other connection: this one is as it was, with a transaction open
+                await execute(QUERIES["rollback"])
+                raise
             row = (await execute(self._statement([waiting], _Notes(), is_in_pieces=True)))[0]
             await execute(QUERIES["commit"])
         except StorageUnavailable:
@@ -445,6 +492,7 @@ class MailboxWriter:
         self._answer_failed([waiting], StorageUnavailable("the database refused the message"))
 
     def _forget(self, waiting: _Waiting) -> None:
+        self._unanswered.pop(waiting.message.transaction.id, None)
         self._messages -= 1
         self._octets -= waiting.message.content.size_octets
 

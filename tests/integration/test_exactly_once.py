@@ -18,6 +18,7 @@ from tests.support.waiting import reactor, until
 from tests.support.writing import WritingTestCase
 
 if TYPE_CHECKING:
+    from mailgate.storage.mailbox import MailboxWriter
     from mailgate.storage.records import IncomingMessage
 
 
@@ -132,6 +133,25 @@ class ResendTests(WritingTestCase):
         stored += [await one.store(messages[3]), await two.store(messages[4])]
         assert stored == [Stored(identifier_of(message)) for message in messages]
         assert self.count("message") == 5
+
+    async def test_a_resend_may_come_before_the_first_is_committed(self) -> None:
+        """The client hung up behind the final dot and is back at once, twice: all three wait at the same time."""
+        for large_octets in (1000, 1):  # in batches, and each by itself
+            writer = await self.writer(large_octets=large_octets)
+            messages = [incoming(self.alice, octets=b"%d octets" % large_octets) for _ in range(3)]
+            waiting = []
+            for message in messages[:-1]:
+                waiting.append(writer.store(message).addCallback(self._is_unheard, writer))
+                writer.connection_lost([identifier_of(message)])
+            waiting.append(writer.store(messages[-1]))
+            first = identifier_of(messages[0])
+            again = Stored(first, is_resend=True)
+            assert await gatherResults(waiting) == [Stored(first), again, again]
+        assert self.count("message") == 2
+
+    def _is_unheard(self, stored: Stored, writer: MailboxWriter) -> Stored:
+        writer.connection_lost([stored.transaction_id])
+        return stored
 
     async def test_each_lost_message_is_good_for_one_resend(self) -> None:
         """Three in one batch, two of them lost before: one is new."""

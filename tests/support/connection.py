@@ -46,6 +46,7 @@ class FakeWriter:
         self.cancelled = 0
         self.confirmed: list[int] = []
         self.unconfirmed: list[int] = []
+        self.abandoned: list[int] = []
 
     def store(self, message: IncomingMessage) -> Deferred[Stored]:
         self.stored.append(message)
@@ -64,7 +65,9 @@ class FakeWriter:
         self.confirmed += transaction_ids
 
     def connection_lost(self, transaction_ids: list[int]) -> None:
-        self.unconfirmed += transaction_ids
+        waiting = {message.transaction.id for message in self.stored[len(self.stored) - len(self.waiting) :]}
+        for identifier in transaction_ids:
+            (self.abandoned if identifier in waiting else self.unconfirmed).append(identifier)
 
     def _cancel(self, _deferred: Deferred[Stored]) -> None:
         self.cancelled += 1

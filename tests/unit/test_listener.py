@@ -355,6 +355,7 @@ def test_a_message_on_its_way_to_storage_is_stored_though_the_client_has_gone() 
     client.send(b"x\r\n.\r\n")
     client.transport.client_goes()
     assert listener.writer.cancelled == 0
+    assert listener.writer.abandoned == [listener.writer.stored[0].transaction.id]
     assert listener.writer.unconfirmed == []
     assert listener.usage.held_octets == 3
     listener.writer.answer()
