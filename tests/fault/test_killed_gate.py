@@ -23,8 +23,8 @@ MAILBOXES = ("alice@example.test", "carol@example.test", "dave@example.test")
 
 
 @pytest.fixture
-def gate() -> Iterator[Gate]:
-    gate = Gate(mailboxes=MAILBOXES)
+def gate(tmp_path: Path) -> Iterator[Gate]:
+    gate = Gate(log=tmp_path / "log", mailboxes=MAILBOXES)
     yield gate
     gate.close()
 

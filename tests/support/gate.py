@@ -53,13 +53,16 @@ class Gate:
     Without `dsn` it has an embedded PostgreSQL of its own, which `close` ends as well.
     """
 
-    def __init__(self, *, dsn: str | None = None, mailboxes: tuple[str, ...], settings: str = "") -> None:
-        """`settings` are more tables of the configuration, as TOML."""
+    def __init__(
+        self, *, log: Path, dsn: str | None = None, mailboxes: tuple[str, ...], settings: str = ""
+    ) -> None:
+        """`settings` are more tables of the configuration, as TOML. `log` is where it says what it does."""
         # Not pytest's own folder: as root, PostgreSQL runs as another user, who has to get there.
         self.folder = Path(tempfile.mkdtemp(prefix="mailgate-test-"))
         self.port = free_port()
         self.postgres = EmbeddedPostgres(self.folder / "postgres") if dsn is None else None
         self._dsn = dsn
+        self._log = log
         self._config = self.folder / "mailgate.toml"
         self._process: subprocess.Popen[bytes] | None = None
         self._notices = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -110,7 +113,7 @@ mailboxes = [{", ".join(f'"{mailbox}"' for mailbox in mailboxes)}]
         with suppress(BlockingIOError):
             while self._notices.recv(4096):
                 pass
-        with (self.folder / "log").open("ab") as log:
+        with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 [*_TWISTD, "--nodaemon", "--pidfile=", "mailgate", "--config", str(self._config)],
                 env={
@@ -151,7 +154,7 @@ mailboxes = [{", ".join(f'"{mailbox}"' for mailbox in mailboxes)}]
 
     def log(self) -> str:
         """What it has said, in all its lives."""
-        return (self.folder / "log").read_text("utf-8", "replace")
+        return self._log.read_text("utf-8", "replace")
 
     def tracebacks(self) -> list[str]:
         """What went wrong in a way that nobody had thought of."""

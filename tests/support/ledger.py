@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
+import time
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -34,16 +35,12 @@ class Letter:
     octets: bytes
     fates: list[str] = field(default_factory=list)
     accepted_as: int | None = None
+    accepted_at: float = 0.0  # by time.monotonic()
 
     @property
     def sha256(self) -> str:
         """Of the content."""
         return hashlib.sha256(self.octets).hexdigest()
-
-    @property
-    def attempts_in_doubt(self) -> int:
-        """How often the whole message was sent and nothing was heard of it."""
-        return self.fates.count("in doubt")
 
 
 class Ledger:
@@ -67,6 +64,7 @@ class Ledger:
         with self._lock:
             letter.fates.append(fate)
             if fate == "accepted":
+                letter.accepted_at = time.monotonic()
                 letter.accepted_as = decode_id(reply.rpartition(" ")[2])
             self._write(letter, fate, reply=reply)
             self._sort(reply)
@@ -79,6 +77,10 @@ class Ledger:
     def accepted(self) -> int:
         """How many letters got their 250."""
         return sum(letter.accepted_as is not None for letter in self.letters)
+
+    def first_accepted_after(self, moment: float) -> float | None:
+        """When the first 250 after that moment was heard, by time.monotonic()."""
+        return min((letter.accepted_at for letter in tuple(self.letters) if letter.accepted_at > moment), default=None)
 
     def findings(self, dsn: str) -> list[str]:
         """Where the database breaks the promise; empty where it keeps it."""
@@ -104,12 +106,12 @@ class Ledger:
 
     def _write(self, letter: Letter, event: str, **more: object) -> None:
         with self.path.open("a") as file:
-            file.write(json.dumps({"letter": letter.name, "event": event, **more}) + "\n")
+            file.write(json.dumps({"at": time.monotonic(), "letter": letter.name, "event": event, **more}) + "\n")
 
 
 def _compare(letter: Letter, rows: list[tuple[int, bool, list[str], list[str]]]) -> list[str]:
     """What is wrong with how one letter is stored."""
-    what = f"{letter.name} ({', '.join(letter.fates)})"
+    what = f"{letter.name} of {len(letter.octets)} octets ({', '.join(letter.fates)})"
     if len(rows) > 1:
         return [f"{what} is stored {len(rows)} times: {rows}"]
     if not rows:
