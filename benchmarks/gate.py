@@ -128,6 +128,10 @@ class Gate:
         """The gate's process."""
         return self._process.pid
 
+    def leaders(self) -> tuple[int, ...]:
+        """The gate and PostgreSQL's postmaster."""
+        return self.pid, self._postmaster
+
     def stored(self) -> int:
         """How many rows `message` has."""
         with self._database.cursor() as cursor:

@@ -97,6 +97,16 @@ def peak_rss_octets(pid: int) -> int:
     return rss_octets(pid)
 
 
+def set_priority(pid: int, nice: int) -> None:
+    """Give a process that priority, and its session too: Linux may share out time among sessions first.
+
+    @raises PermissionError: it takes root to go before others.
+    """
+    os.setpriority(os.PRIO_PROCESS, pid, nice)
+    with contextlib.suppress(FileNotFoundError):
+        Path(f"/proc/{pid}/autogroup").write_text(str(nice))
+
+
 def settle() -> None:
     """Let what earlier runs left to be written not slow the next one."""
     os.sync()

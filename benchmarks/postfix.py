@@ -143,6 +143,10 @@ class Postfix:
     ) -> None:
         self._command("stop")
 
+    def leaders(self) -> tuple[int, ...]:
+        """The master."""
+        return (self._master,)
+
     def stored(self) -> int:
         """How many files there are in the maildirs."""
         return sum(len(os.listdir(new)) for new in (self.folder / "mail").glob("*/new"))  # noqa: PTH208 - the fastest

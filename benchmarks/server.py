@@ -42,6 +42,9 @@ class Server(Protocol):
     tls_port: int  # implicit TLS
     answers_noop: bool  # at once and as often as asked: what a stall can be seen by
 
+    def leaders(self) -> tuple[int, ...]:
+        """The processes that all its others come from; each may lead a session of its own."""
+
     def stored(self) -> int:
         """How many messages it has stored so far, counted where they lie."""
 
