@@ -38,7 +38,18 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from mailgate.policy.stage import Request, Role, Stage
-from mailgate.policy.verdict import Accept, Continue, Decision, Defer, Discard, Fate, Quarantine, Reject, Verdict
+from mailgate.policy.verdict import (
+    Accept,
+    Continue,
+    Decision,
+    Defer,
+    Discard,
+    Fate,
+    Opinion,
+    Quarantine,
+    Reject,
+    Verdict,
+)
 from mailgate.smtp.grammar import domain_key
 from mailgate.smtp.reply import reply
 
@@ -70,6 +81,7 @@ class Member:
     domains: frozenset[str] = frozenset()  # of recipients, as `domain_key` gives them; empty: all
     spares_loopback: bool = False  # clients on this machine are not asked about
     name: str = ""  # how logs and the record call it; the policy's own, if empty
+    fingerprint: str = ""  # of its configuration, for the record
 
     def __post_init__(self) -> None:
         """Take the policy's own name where no other was given."""
@@ -327,20 +339,29 @@ class _Merge:
 
     def ends_with(self, member: Member, verdict: Verdict) -> bool:
         """Take one verdict; whether no more are wanted."""
-        if verdict.notes:
-            self.notes += verdict.notes
         match verdict:
             case Continue():
+                if verdict.notes:
+                    self.notes += verdict.notes
                 return False
             case Accept():
+                self._note(member, verdict, "accept", "")
                 return not member.domains
             case Reject() | Defer() | Quarantine() | Discard():
                 return self._object(member, verdict)
             case _:
                 assert_never(verdict)
 
+    def _note(self, member: Member, verdict: Verdict, word: str, reason: str) -> None:
+        opinion = Opinion(self._request.stage.value, member.name, member.fingerprint, word, reason)
+        self.notes += (*verdict.notes, opinion)
+
     def _object(self, member: Member, verdict: Reject | Defer | Quarantine | Discard) -> bool:
         stage = self._request.stage
+        word = type(verdict).__name__.lower()
+        self._note(
+            member, verdict, word, verdict.reply.text() if isinstance(verdict, Reject | Defer) else verdict.reason
+        )
         if member.domains and stage in _BEFORE_RECIPIENTS:
             self.notes += (_Postponed(member.domains, verdict, member.name),)
             return False

@@ -70,6 +70,17 @@ class Fate:
 
 
 @dataclass(frozen=True, slots=True)
+class Opinion:
+    """A note that the chain makes for the record: what one policy said, where that was more than Continue."""
+
+    stage: str  # the Stage's value
+    policy: str
+    fingerprint: str  # of the policy's configuration; "" for one that can't be configured
+    verdict: str  # "accept", "reject", "defer", "quarantine" or "discard"
+    reason: str  # the reply as one line, or the reason
+
+
+@dataclass(frozen=True, slots=True)
 class Decision:
     """What the chain answers for one request: the verdict that prevailed, whose it is, and all notes.
 

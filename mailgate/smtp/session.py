@@ -702,6 +702,7 @@ class Session:
             return self._end(_TOO_MANY_TRANSACTIONS, Ending.LIMIT)
         self._transactions += 1
         self._transaction = _Transaction(self._ids.next(), self._time(), command)
+        self._transaction.notes = self._notes
         if self._fate is not None:
             self._transaction.meets(self._fate)
         self._reference = ""
@@ -712,11 +713,11 @@ class Session:
         return self._ask(Stage.MAIL, self._mail_decided)
 
     def _mail_decided(self, decision: Decision) -> None:
+        self._take_note(decision)
         refusal = self._refusal(decision)
         if refusal is not None:
             self._refuse_mail(refusal, decision.policy)
             return
-        self._take_note(decision)
         self._say(_SENDER_OK)
         self.state = State.COMMAND
 
@@ -764,12 +765,12 @@ class Session:
         return self._ask(Stage.DATA, self._data_decided)
 
     def _data_decided(self, decision: Decision) -> None:
+        self._take_note(decision)
         refusal = self._refusal(decision)
         if refusal is not None:
             self._end_transaction(_disposition_of(refusal), Stage.DATA, refusal, policy=decision.policy)
             self._go_on(refusal)
             return
-        self._take_note(decision)
         limits = self._settings.limits
         self._open_transaction().framer = DataFramer(limits.message_octets, limits.line_octets, self._tolerance)
         self._say(_START_DATA)
@@ -810,12 +811,12 @@ class Session:
 
     def _bdat_decided(self, decision: Decision) -> None:
         self.state = State.CHUNK
+        self._take_note(decision)
         refusal = self._refusal(decision)
         if refusal is not None:
             self._end_transaction(_disposition_of(refusal), Stage.DATA, refusal, policy=decision.policy)
             self._chunk_refusal = refusal
             return
-        self._take_note(decision)
         limits = self._settings.limits
         framer = ChunkFramer(limits.message_octets, limits.line_octets, self._tolerance)
         self._open_transaction().framer = framer
@@ -876,11 +877,11 @@ class Session:
         return self._ask(Stage.END_OF_DATA, self._content_decided)
 
     def _content_decided(self, decision: Decision) -> None:
+        self._take_note(decision)
         refusal = self._refusal(decision)
         if refusal is not None:
             self._refuse_content(refusal, decision.policy)
             return
-        self._take_note(decision)
         transaction = self._open_transaction()
         accepted = _accepted(transaction.id)
         if transaction.discarded_by is not None:
@@ -988,7 +989,7 @@ class Session:
                     transaction.view(),
                     forward_path,
                     transaction.content,
-                    self._notes + transaction.notes if self._notes or transaction.notes else (),
+                    transaction.notes,
                 )
             )
 

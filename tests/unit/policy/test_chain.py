@@ -16,8 +16,9 @@ from zope.interface import implementer
 from mailgate.envelope import Address, ForwardPath, ReversePath
 from mailgate.interfaces import IPolicy
 from mailgate.policy.chain import DEFAULT_DEADLINE_SECONDS, Chain, Member
+from mailgate.policy.plugin import FunctionPolicy
 from mailgate.policy.stage import RecipientView, Request, Role, SessionView, Stage, TransactionView
-from mailgate.policy.verdict import Accept, Continue, Decision, Defer, Discard, Quarantine, Reject, Verdict
+from mailgate.policy.verdict import Accept, Continue, Decision, Defer, Discard, Opinion, Quarantine, Reject, Verdict
 from mailgate.smtp.reply import Reply, reply
 
 SESSION = SessionView(1, "mx", Role.MX, "192.0.2.7", 40000, "192.0.2.7/32", "192.0.2.25", 25, 0.0)
@@ -195,6 +196,27 @@ def test_loopback_is_spared_where_that_is_wanted() -> None:
 # ------------------------------------------------------------ notes
 
 
+def own_notes(decision: Decision) -> tuple[object, ...]:
+    """The policies' notes, without those that the chain makes of their verdicts."""
+    return tuple(note for note in decision.notes if not isinstance(note, Opinion))
+
+
+def test_every_verdict_but_continue_is_noted_for_the_record() -> None:
+    """Who said what, at which stage, under which configuration."""
+    policies = [
+        Member(FunctionPolicy("a", [Stage.HELO], lambda _: Continue((Note("a"),)))),
+        Member(FunctionPolicy("b", [Stage.HELO], lambda _: Quarantine("odd")), fingerprint="f00"),
+        Member(FunctionPolicy("c", [Stage.HELO], lambda _: Reject(reply(550, "5.7.1", "No")))),
+    ]
+    decision = Chain(Clock(), policies).decide(Request(Stage.HELO, SESSION))
+    assert isinstance(decision, Decision)
+    assert decision.notes == (
+        Note("a"),
+        Opinion("helo", "b", "f00", "quarantine", "odd"),
+        Opinion("helo", "c", "", "reject", "550 5.7.1 No"),
+    )
+
+
 def test_notes_of_all_that_counted_are_kept() -> None:
     decision = decide(
         says("a", Continue((Note("a"),))),
@@ -202,7 +224,7 @@ def test_notes_of_all_that_counted_are_kept() -> None:
         says("c", Reject(REFUSED, (Note("c"),))),
         says("d", Continue((Note("d"),))),
     )
-    assert decision.notes == (Note("a"), Note("b"), Note("c"))
+    assert own_notes(decision) == (Note("a"), Note("b"), Note("c"))
 
 
 def test_a_policy_that_comes_after_others_sees_their_notes() -> None:
@@ -272,7 +294,7 @@ def test_a_policy_that_fails_is_451_and_named_in_the_log(
         decision = result(decision)
     assert refusal_of(decision) == reply(451, "4.3.0", "A check could not be completed; try again later")
     assert decision.policy == "broken"
-    assert decision.notes == (Note("kept"),)
+    assert own_notes(decision) == (Note("kept"),)
     assert [event["policy"] for event in logged] == ["broken"]
 
 
@@ -297,7 +319,7 @@ def test_the_deadline_is_451_and_cancels(logged: list[LogEvent]) -> None:
     decision = result(deciding)
     assert refusal_of(decision).code == 451
     assert decision.policy == "slow"
-    assert decision.notes == (Note("kept"),)
+    assert own_notes(decision) == (Note("kept"),)
     assert slow.cancelled == 1
     assert [event["policy"] for event in logged] == ["slow"]
     assert not clock.getDelayedCalls()
