@@ -134,6 +134,8 @@ class MailgateService(MultiService):
     def startService(self) -> None:
         """Begin the start; READY comes when it is done."""
         super().startService()  # type: ignore[no-untyped-call]  # Twisted gives Service no types
+        # From the first moment: the default would end the process.
+        self._old_sighup = signal.signal(signal.SIGHUP, self._sighup)
         self._starting = Deferred.fromCoroutine(self._start())
         self._starting.addErrback(self._start_failed)
 
@@ -149,7 +151,6 @@ class MailgateService(MultiService):
         for listener in config.listeners:
             self._factories[listener.name] = self._factory(listener, ids)
         await self._listen()
-        self._old_sighup = signal.signal(signal.SIGHUP, self._sighup)
         self._notifier.watchdog().setServiceParent(self)  # type: ignore[no-untyped-call]  # Twisted's has no types
         self._announce()
         self._notifier.ready(f"Listening on {', '.join(self._places())}")
@@ -380,7 +381,12 @@ class MailgateService(MultiService):
         self._reactor.callFromThread(self.reload)
 
     def reload(self) -> None:
-        """Read the configuration again and apply what can be applied; with a fault in it, nothing changes."""
+        """Read the configuration again and apply what can be applied; with a fault in it, nothing changes.
+
+        Before the start is done there is nothing to change: the configuration has just been read.
+        """
+        if not self._ports:
+            return
         self._notifier.reloading()
         try:
             config = load_config(self._config.file)
