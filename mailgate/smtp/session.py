@@ -96,6 +96,7 @@ class Limits:
     recipients: int = 1000
     transactions: int = 1000
     errors: int = 20
+    idle_commands: int = 1000  # since the last message: NOOP, RSET, greetings and what else brings no mail
     received_fields: int = 100
     line_octets: int = 998
     command_octets: int = 2048
@@ -198,6 +199,7 @@ _UTF8_NOT_ASKED = reply(553, "5.6.7", "That address needs SMTPUTF8 in MAIL")
 _TOO_MANY_RECIPIENTS = reply(452, "4.5.3", "Too many recipients; send the rest in another transaction")
 _TOO_MANY_TRANSACTIONS = reply(421, "4.7.0", "Too many transactions in this session; connect again")
 _TOO_MANY_ERRORS = reply(421, "4.7.0", "Too many errors; closing")
+_TOO_MANY_COMMANDS = reply(421, "4.7.0", "Too many commands and no mail; closing")
 _NO_MEMORY = reply(452, "4.3.1", "Insufficient system storage; try again later")
 _DATABASE_AWAY = reply(451, "4.3.0", "The mail system is unavailable for the moment; try again later")
 _SHUTTING_DOWN = reply(421, "4.3.2", "Shutting down; connect again")
@@ -205,6 +207,8 @@ _TIMEOUT = reply(421, "4.4.2", "Waited too long; closing")
 _TRANSACTION_TIMEOUT = reply(421, "4.4.2", "The transaction took too long; closing")
 _ENDLESS_HEADER = reply(552, "5.3.4", f"Header section larger than {MAX_HEADER_OCTETS} octets")
 _LOOP = reply(554, "5.4.6", "Too many Received fields: this message goes round in a loop")
+
+_IDLE = (Ehlo, Helo, Rset, Noop, Vrfy, Expn, Help)
 
 _FAULTS = {
     Fault.BARE_LINE_END: reply(550, "5.5.2", "CR or LF alone is not a line end (RFC 5321 section 2.3.8)"),
@@ -283,6 +287,7 @@ class Session:
         "_errors",
         "_fate",
         "_forward_path",
+        "_idle_commands",
         "_ids",
         "_input",
         "_is_unwelcome",
@@ -340,7 +345,7 @@ class Session:
         self.is_storing = False  # a message is on its way: whoever ends the session leaves it alone
         self._is_unwelcome = False  # 5xx was said instead of the greeting
         self._skipped_line = b""  # how the line began that is thrown away until it ends; b"" if none is
-        self._transactions = self._errors = 0
+        self._transactions = self._errors = self._idle_commands = 0
         self._reference = ""
         self._dialogue: list[bytes] = []
         self._records: list[TransactionRecord | SessionRecord] = []
@@ -455,6 +460,7 @@ class Session:
     def stored(self, transaction_id: int) -> None:
         """The message is ours: the answer to Store."""
         self.is_storing = False
+        self._idle_commands = 0
         self._transaction = None
         self._unconfirmed.append(transaction_id)
         # If the connection is gone, the message is not: its sender may send it again, and is owed the same 250.
@@ -590,6 +596,10 @@ class Session:
     def _command(self, command: Command) -> None:
         if self._is_unwelcome and not isinstance(command, (Bdat, Quit)):
             return self._go_on(_UNWELCOME)
+        if isinstance(command, _IDLE):
+            self._idle_commands += 1
+            if self._idle_commands > self._settings.limits.idle_commands:
+                return self._end(_TOO_MANY_COMMANDS, Ending.LIMIT)
         match command:
             case Ehlo() | Helo():
                 self._greet(command)

@@ -19,7 +19,7 @@ from twisted.trial.unittest import TestCase
 
 from mailgate.certificate import ensure_self_signed
 from mailgate.listener import MailFactory
-from mailgate.smtp.session import Settings
+from mailgate.smtp.session import Limits, Settings
 from mailgate.tls import TlsContexts
 from tests.support.connection import Listener
 from tests.support.replies import split_replies
@@ -70,7 +70,7 @@ class ConnectionsTest(TestCase):
             files = ensure_self_signed(Path(folder), "mx.example.test", now=datetime.now(UTC))
             contexts = TlsContexts.load([files])
         listener = Listener(
-            settings=Settings("mx.example.test", offers_starttls=offers_starttls),
+            settings=Settings("mx.example.test", Limits(idle_commands=10**6), offers_starttls=offers_starttls),
             tls=contexts.factory(),
             clock=reactor,
             **more,
@@ -140,9 +140,9 @@ class ConnectionsTest(TestCase):
         caller = await self.call()
         caller.start_tls()
         assert await caller.hear() == [220]
-        content = b"x" * 998 + b"\r\n"
-        await self.deliver(caller, content * 2000)
-        assert listener.writer.stored[0].content.joined() == content * 2000
+        content = b"\r\n" + (b"x" * 998 + b"\r\n") * 2000
+        await self.deliver(caller, content)
+        assert listener.writer.stored[0].content.joined() == content
 
     async def test_a_proxy_header_before_implicit_tls(self) -> None:
         """The header is in plain text, and the handshake may stand in the same segment."""

@@ -75,6 +75,9 @@ def in_chunk(listener: Listener) -> Client:
     return client
 
 
+PATIENT = Limits(errors=10**6, idle_commands=10**6)
+
+
 # ------------------------------------------------------------ time
 
 
@@ -223,7 +226,7 @@ def test_no_client_is_timed_out_while_a_message_is_stored() -> None:
 
 
 def test_a_client_that_does_not_read_is_not_read_from() -> None:
-    listener = Listener(session_limits=Limits(errors=10**6), timeouts=TIMEOUTS)
+    listener = Listener(session_limits=PATIENT, timeouts=TIMEOUTS)
     client = greeted(listener)
     client.transport.is_read = False
     sent = 0
@@ -243,7 +246,7 @@ def test_a_client_that_does_not_read_is_not_read_from() -> None:
 
 def test_a_client_that_never_reads_is_aborted() -> None:
     """Back-pressure must not give it our time-outs back."""
-    listener = Listener(timeouts=TIMEOUTS)
+    listener = Listener(timeouts=TIMEOUTS, session_limits=PATIENT)
     client = greeted(listener)
     client.transport.is_read = False
     client.send(b"HELP\r\n" * 2000)
@@ -258,7 +261,7 @@ def test_a_client_that_never_reads_is_aborted() -> None:
 @pytest.mark.parametrize("outcome", ["stored", "refused"])
 def test_what_was_decided_is_done_though_the_client_does_not_read(outcome: str) -> None:
     """A message that has arrived whole is stored, and a session that is to end ends."""
-    listener = Listener(timeouts=TIMEOUTS)
+    listener = Listener(timeouts=TIMEOUTS, session_limits=PATIENT)
     client = greeted(listener)
     decision: Deferred[Decision] = Deferred()
     listener.chain.answers[Stage.END_OF_DATA] = lambda _request: decision
@@ -278,7 +281,7 @@ def test_what_was_decided_is_done_though_the_client_does_not_read(outcome: str) 
 
 
 def test_input_is_bounded_while_a_decision_is_awaited() -> None:
-    listener = Listener()
+    listener = Listener(session_limits=PATIENT)
     decision: Deferred[Decision] = Deferred()
     listener.chain.answers[Stage.MAIL] = lambda _request: decision
     client = greeted(listener)
@@ -299,7 +302,7 @@ def test_input_is_bounded_while_a_decision_is_awaited() -> None:
 
 def test_others_have_a_turn_while_a_client_says_much() -> None:
     """64 KiB of commands that came in one read are not all done before anybody else is looked at."""
-    listener = Listener()
+    listener = Listener(session_limits=PATIENT)
     client = greeted(listener)
     client.send(b"NOOP\r\n" * 10_000)
     assert len(client.codes()) == 64
@@ -619,7 +622,7 @@ def test_shutting_down_without_clients_is_done_at_once() -> None:
 
 
 def test_a_client_that_does_not_read_does_not_delay_the_shutdown() -> None:
-    listener = Listener()
+    listener = Listener(session_limits=PATIENT)
     client = greeted(listener)
     client.transport.is_read = False
     client.send(b"HELP\r\n" * 2000)
