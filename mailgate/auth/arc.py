@@ -3,7 +3,7 @@
 Each of them added a set of three fields: what it found (ARC-Authentication-Results), a signature of the message as it
 left (ARC-Message-Signature, much like DKIM's), and a seal over all sets so far (ARC-Seal). The chain passes when it
 is complete, each seal verifies, and the newest message signature does. That proves who handled the message, and not
-that any of them is honest: what they say counts only where config trusts them (`trusted_run`).
+that any of them is honest: what they say counts only where config trusts them (`mailgate.auth.forwarder`).
 
 Pure, in the manner of `mailgate.auth.dkim`: `read`, then hash the body, then `verify`.
 
@@ -16,10 +16,10 @@ import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from mailgate.auth.canonical import BodyForm, BodyHashes, MalformedHeader, body_hashes
-from mailgate.auth.results import ArcResult, Result, TrustedForwarder
+from mailgate.auth.results import ArcResult, Result
 from mailgate.auth.signature import (
     MAX_SIGNATURE_OCTETS,
     Checked,
@@ -37,10 +37,12 @@ from mailgate.auth.signature import (
 )
 from mailgate.auth.signing_key import MAXIMUM_RSA_BITS, MINIMUM_RSA_BITS, KeyFault, key_question, keys_in
 from mailgate.auth.tag_list import MalformedTags, TagList, base64_value, name_value, number_value, parse_tag_list
+from mailgate.toml import Integer, ListOf, Wrong
 
 if TYPE_CHECKING:
     from mailgate.dns.answer import Answers, Question
     from mailgate.message import MessageContent
+    from mailgate.toml import Reader
 
 _RESULTS = b"arc-authentication-results"
 _MESSAGE_SIGNATURE = b"arc-message-signature"
@@ -52,15 +54,32 @@ _CHAIN_VALIDATIONS = frozenset({b"none", b"fail", b"pass"})
 
 
 @dataclass(frozen=True, slots=True)
-class ArcOptions:
-    """What is tried, what is taken, and who is trusted."""
+class _Sealer:
+    """A domain in a configuration file, as `d=` is compared."""
 
-    maximum_sets: int = _MAX_INSTANCE  # a longer chain fails unread; RFC 8617 section 4.2.1 allows 50
-    maximum_message_signatures: int = 5  # verified, from the newest; only the newest decides
-    minimum_rsa_bits: int = MINIMUM_RSA_BITS
-    maximum_rsa_bits: int = MAXIMUM_RSA_BITS
-    clock_skew_seconds: int = 3600  # by which the signer's clock may differ from ours, for t= and x=
-    trusted_sealers: frozenset[str] = frozenset()  # d= of seals, A-form, lower case
+    def read(self, value: object, key: str, reader: Reader) -> str:
+        """The domain in A-form, lower case."""
+        try:
+            return domain_value(value.encode("utf-8") if isinstance(value, str) else b"")
+        except MalformedTags:
+            raise Wrong(f"{value!r} is not a domain", 'use the domain of a seal, "example.org"') from None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArcOptions:
+    """What is tried, what is taken, and who is trusted: the keys of a `[[policy]]` that uses `arc`."""
+
+    # A chain of more sets than these fails unread. Each costs up to two look-ups.
+    maximum_sets: Annotated[int, Integer(1, _MAX_INSTANCE)] = _MAX_INSTANCE
+    # How many message signatures are verified, from the newest. Only the newest decides.
+    maximum_message_signatures: Annotated[int, Integer(1, _MAX_INSTANCE)] = 5
+    # RSA keys of fewer or more bits than these prove nothing.
+    minimum_rsa_bits: Annotated[int, Integer(MINIMUM_RSA_BITS, MAXIMUM_RSA_BITS)] = MINIMUM_RSA_BITS
+    maximum_rsa_bits: Annotated[int, Integer(2048, 2 * MAXIMUM_RSA_BITS)] = MAXIMUM_RSA_BITS
+    # By how much the signer's clock may differ from ours, for t= and x=.
+    clock_skew_seconds: Annotated[int, Integer(0, 86_400)] = 3600
+    # Whose word counts: the domains in the d= of their seals, just as these say it.
+    trusted_sealers: Annotated[tuple[str, ...], ListOf(_Sealer())] = ()
 
 
 DEFAULT_OPTIONS = ArcOptions()
@@ -303,18 +322,6 @@ def check(content: MessageContent, answers: Answers, options: ArcOptions = DEFAU
     """Read, hash and verify in one go. @raises Missing: keys are not known yet."""
     chain = read(content, options)
     return verify(chain, answers, options, now, body_hashes(content, chain.forms))
-
-
-def trusted_run(result: ArcResult, options: ArcOptions) -> TrustedForwarder | None:
-    """Who handed the message to us, where the chain passes and that sealer is trusted."""
-    if result.result is not Result.PASS or result.sealers[-1] not in options.trusted_sealers:
-        return None
-    said: list[str] = []
-    for sealer, payload in zip(reversed(result.sealers), reversed(result.sealed_results), strict=True):
-        if sealer not in options.trusted_sealers:
-            break
-        said.append(payload)
-    return TrustedForwarder(result.sealers[-1], tuple(said))
 
 
 def _result(

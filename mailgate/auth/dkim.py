@@ -26,7 +26,7 @@ from __future__ import annotations
 import binascii
 import re
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from mailgate.auth.canonical import BodyForm, BodyHashes, MalformedHeader, body_hashes
 from mailgate.auth.results import DkimResult, Result
@@ -49,6 +49,7 @@ from mailgate.auth.signature import (
 )
 from mailgate.auth.signing_key import MAXIMUM_RSA_BITS, MINIMUM_RSA_BITS
 from mailgate.auth.tag_list import MalformedTags, TagList, name_value, parse_tag_list
+from mailgate.toml import Integer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,17 +61,23 @@ _NAME = b"dkim-signature"
 _SHOWN_CHARACTERS = 8  # of b=, in results (RFC 6008 section 4)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DkimOptions:
-    """What is tried, and what is taken."""
+    """What is tried, and what is taken: the keys of a `[[policy]]` that uses `dkim`."""
 
-    maximum_signatures: int = 5  # tried, from the top
-    minimum_rsa_bits: int = MINIMUM_RSA_BITS
-    maximum_rsa_bits: int = MAXIMUM_RSA_BITS
-    allows_body_length: bool = False  # pass where the body goes on behind l=
-    allows_added_fields: bool = False  # pass where there are more Subject (or other such) fields than were signed
-    allows_testing_keys: bool = True  # pass where the key says t=y
-    clock_skew_seconds: int = 3600  # by which the signer's clock may differ from ours, for t= and x=
+    # How many signatures are tried, from the top. Each costs a look-up and a sum.
+    maximum_signatures: Annotated[int, Integer(1, 50)] = 5
+    # RSA keys of fewer or more bits than these prove nothing.
+    minimum_rsa_bits: Annotated[int, Integer(MINIMUM_RSA_BITS, MAXIMUM_RSA_BITS)] = MINIMUM_RSA_BITS
+    maximum_rsa_bits: Annotated[int, Integer(2048, 2 * MAXIMUM_RSA_BITS)] = MAXIMUM_RSA_BITS
+    # Whether a signature passes where the body goes on behind l=.
+    allows_body_length: bool = False
+    # Whether it passes where there are more fields of a kind that occurs once (Subject, Date) than were signed.
+    allows_added_fields: bool = False
+    # Whether it passes where the key says that its domain only tests (t=y).
+    allows_testing_keys: bool = True
+    # By how much the signer's clock may differ from ours, for t= and x=.
+    clock_skew_seconds: Annotated[int, Integer(0, 86_400)] = 3600
 
 
 DEFAULT_OPTIONS = DkimOptions()

@@ -79,12 +79,13 @@ class ArcResult:
 
 @dataclass(frozen=True, slots=True)
 class TrustedForwarder:
-    """The message came through somebody whom config trusts: its ARC chain passes, and the newest seal is theirs."""
+    """Somebody whom config trusts vouches for the author: DMARC passed when the message was with them.
 
-    sealer: str  # d= of the newest seal
-    # What the trusted sealers say that they found: the ARC-Authentication-Results payload of the newest, then of those
-    # before it up to the first that is not trusted. What stands before that may be anybody's invention.
-    sealed_results: tuple[str, ...] = ()
+    Its ARC chain passes, and no seal of a stranger stands behind the one of who says so.
+    """
+
+    sealer: str  # d= of the newest seal: who handed the message to us
+    witness: str  # d= of the seal under which dmarc=pass stands, for the author's domain
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """The policy `arc`: verifies the chain of those who handled a message, and objects to nothing.
 
-What the chain proves is `mailgate.auth.arc`. Its notes are the ArcResult and, where the newest seal is by somebody whom
-config trusts, a TrustedForwarder, on which the policy `dmarc` may let a message through that it would refuse.
+What the chain proves is `mailgate.auth.arc`. Its notes are the ArcResult and, where somebody whom config trusts vouches
+for the author, a TrustedForwarder, on which the policy `dmarc` lets a message through that it would refuse.
 
 Standards: RFC 8617 section 7.2 (what a receiver makes of a chain).
 """
@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING
 from twisted.internet.defer import Deferred
 from zope.interface import implementer
 
-from mailgate.auth.arc import ArcChain, ArcOptions, read, trusted_run, verify
+from mailgate.auth.arc import ArcChain, ArcOptions, read, verify
+from mailgate.auth.author import author_domain, authors_of
+from mailgate.auth.forwarder import trusted_forwarder
+from mailgate.auth.results import ArcResult, AuthorFault, TrustedForwarder
 from mailgate.dns.settle import Resolver, settle
 from mailgate.interfaces import IPolicy
 from mailgate.policy.body_hashing import hash_body
@@ -24,7 +27,7 @@ if TYPE_CHECKING:
     from twisted.internet.interfaces import IReactorTime
 
     from mailgate.auth.canonical import BodyHashes
-    from mailgate.auth.results import ArcResult
+    from mailgate.message import MessageContent
 
 _CONTINUE = Continue()
 
@@ -52,18 +55,29 @@ class ArcPolicy:
             return Continue((chain.settled,))
         hashes = hash_body(content, chain.forms, self._clock)
         if isinstance(hashes, Deferred):
-            return Deferred.fromCoroutine(self._decide_later(chain, hashes))
+            return Deferred.fromCoroutine(self._decide_later(content, chain, hashes))
         result = self._verify(chain, hashes)
-        return result.addCallback(self._verdict) if isinstance(result, Deferred) else self._verdict(result)
+        if isinstance(result, Deferred):
+            return result.addCallback(self._verdict, content)
+        return self._verdict(result, content)
 
-    async def _decide_later(self, chain: ArcChain, hashing: Deferred[BodyHashes]) -> Verdict:
+    async def _decide_later(self, content: MessageContent, chain: ArcChain, hashing: Deferred[BodyHashes]) -> Verdict:
         result = self._verify(chain, await hashing)
-        return self._verdict(await result if isinstance(result, Deferred) else result)
+        return self._verdict(await result if isinstance(result, Deferred) else result, content)
 
     def _verify(self, chain: ArcChain, hashes: BodyHashes) -> ArcResult | Deferred[ArcResult]:
         now = self._clock.seconds()
         return settle(lambda answers: verify(chain, answers, self.options, now, hashes), self._resolver)
 
-    def _verdict(self, result: ArcResult) -> Verdict:
-        forwarder = trusted_run(result, self.options)
+    def _verdict(self, result: ArcResult, content: MessageContent) -> Verdict:
+        forwarder = self._forwarder(result, content)
         return Continue((result,) if forwarder is None else (result, forwarder))
+
+    def _forwarder(self, result: ArcResult, content: MessageContent) -> TrustedForwarder | None:
+        if not self.options.trusted_sealers:
+            return None
+        authors = authors_of(content.header())
+        domain = authors if isinstance(authors, AuthorFault) else author_domain(authors)
+        if isinstance(domain, AuthorFault):
+            return None
+        return trusted_forwarder(result, self.options.trusted_sealers, domain)
