@@ -299,6 +299,7 @@ class Limits:
     recipients: Annotated[int, Integer(1, 100_000, "a number of recipients")] = 1000
     transactions_per_session: Annotated[int, Count] = 1000
     errors_per_session: Annotated[int, Count] = 20
+    idle_commands_per_session: Annotated[int, Count] = 1000
     sessions: Annotated[int, Count] = 2000
     sessions_per_network: Annotated[int, Count] = 50
     ipv4_network_bits: Annotated[int, Integer(8, 32, "a prefix length")] = 32

@@ -470,6 +470,7 @@ def _rules(config: Config, listener: Listener, *, settings: Settings | None = No
         limits.recipients,
         limits.transactions_per_session,
         limits.errors_per_session,
+        limits.idle_commands_per_session,
         limits.received_fields,
         limits.line_octets,
         limits.command_octets,
