@@ -466,14 +466,14 @@ def _rules(config: Config, listener: Listener, *, settings: Settings | None = No
     """What a listener's sessions are told. On reload `settings` are the present ones, of which the limits change."""
     limits, tolerate = config.limits, config.tolerate
     bounds = Limits(
-        limits.message_octets,
-        limits.recipients,
-        limits.transactions_per_session,
-        limits.errors_per_session,
-        limits.idle_commands_per_session,
-        limits.received_fields,
-        limits.line_octets,
-        limits.command_octets,
+        message_octets=limits.message_octets,
+        recipients=limits.recipients,
+        transactions=limits.transactions_per_session,
+        errors=limits.errors_per_session,
+        idle_commands=limits.idle_commands_per_session,
+        received_fields=limits.received_fields,
+        line_octets=limits.line_octets,
+        command_octets=limits.command_octets,
     )
     if settings is None:
         settings = Settings(
