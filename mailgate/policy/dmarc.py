@@ -39,12 +39,11 @@ from mailgate.policy.limits import is_in
 from mailgate.policy.stage import Request, Stage
 from mailgate.policy.verdict import Continue, Defer, Quarantine, Reject, Verdict
 from mailgate.smtp.reply import reply
-from mailgate.toml import ByName, IpNetwork, ListOf, OneOf
+from mailgate.toml import ByName, IpNetwork, ListOf, Network, OneOf
 
 if TYPE_CHECKING:
     from mailgate.dns.answer import Answers
     from mailgate.dns.settle import Resolver
-    from mailgate.policy.limits import Network
 
 Action = Literal["continue", "quarantine", "reject"]
 _ACTION = OneOf(("continue", "quarantine", "reject"))
