@@ -59,12 +59,11 @@ def servers_from_resolv_conf(path: Path = Path("/etc/resolv.conf")) -> tuple[tup
     servers = []
     with suppress(OSError):
         for line in path.read_text("utf-8", errors="replace").splitlines():
-            keyword, _, rest = line.strip().partition(" ")
-            words = rest.split()
-            if keyword == "nameserver" and words:
-                with suppress(ValueError):
-                    ipaddress.ip_address(words[0])
-                    servers.append((words[0], DNS_PORT))
+            match line.split():
+                case ["nameserver", address, *_]:
+                    with suppress(ValueError):
+                        ipaddress.ip_address(address)
+                        servers.append((address, DNS_PORT))
     return tuple(servers) or _LOCAL_SERVERS
 
 
