@@ -38,7 +38,9 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 MAX_DATAGRAM_OCTETS: Final = 4096  # we say 1232 in EDNS; what is longer than this is cut, and so no answer
-MAX_DATAGRAMS: Final = 16  # for one query: a flood of forgeries costs the query, and no more of our time
+MAX_DATAGRAMS: Final = 16  # taken for one query: a flood of forgeries costs the query, and no more of our time
+MAX_CANDIDATES: Final = 4  # of those, read for the answer
+_HEADER_OCTETS: Final = 12
 _LENGTH_OCTETS: Final = 2  # of the number before a message on a stream
 _MAX_STREAM_OCTETS: Final = _LENGTH_OCTETS + 65_535
 
@@ -152,6 +154,7 @@ class DatagramSocket(dns.asyncbackend.DatagramSocket):  # type: ignore[name-defi
         self._id = b""  # of the query
         self._arrived: deque[bytes] = deque()
         self._seen = 0
+        self._candidates = 0
         self._waiting: Deferred[None] | None = None
         self._error: OSError | None = None
         self._socket = socket.socket(family, socket.SOCK_DGRAM)
@@ -205,9 +208,12 @@ class DatagramSocket(dns.asyncbackend.DatagramSocket):  # type: ignore[name-defi
                 self._error = error
                 break
             self._seen += 1
-            if datagram[:2] == self._id and is_affordable(datagram):
+            if datagram[:2] == self._id and len(datagram) >= _HEADER_OCTETS and is_affordable(datagram):
                 self._arrived.append(datagram)
-        else:
+                self._candidates += 1
+                if self._candidates == MAX_CANDIDATES:
+                    self._seen = MAX_DATAGRAMS
+        if self._seen >= MAX_DATAGRAMS:
             self._backend.remove_reader(self)
         self._wake()
 

@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from twisted.python.failure import Failure
 
 DNS_PORT: Final = 53
+_RESOLV_CONF: Final = Path("/etc/resolv.conf")
+_RESOLV_CONF_SECONDS: Final = 30.0  # how old what we know of it may be
 _LOCAL_SERVERS: Final = (("127.0.0.1", DNS_PORT), ("::1", DNS_PORT))  # resolv.conf(5), where it names none
 _EDNS_OCTETS: Final = 1232  # fits any path without fragments
 _MAX_NEGATIVE_SECONDS: Final = 10_800.0  # RFC 2308 section 5
@@ -54,7 +56,7 @@ _SHUNNED_SECONDS: Final = 30.0
 _log = Logger()
 
 
-def servers_from_resolv_conf(path: Path = Path("/etc/resolv.conf")) -> tuple[tuple[str, int], ...]:
+def servers_from_resolv_conf(path: Path = _RESOLV_CONF) -> tuple[tuple[str, int], ...]:
     """The servers that this machine uses; those on the machine itself where the file names none."""
     servers = []
     with suppress(OSError):
@@ -125,9 +127,10 @@ class CachingResolver:
         failure_seconds: float = 10.0,
         trusts_ad: bool = False,
         max_running: int = 500,
+        resolv_conf: Path = _RESOLV_CONF,
         backend: TwistedBackend | None = None,
     ) -> None:
-        """Ask these servers, addresses and ports, in that order; those of resolv.conf where there are none.
+        """Ask these servers, addresses and ports, in that order; where there are none, those that resolv.conf names.
 
         `timeout_seconds` is for one server at a time, `deadline_seconds` for the whole. What was learned is kept
         for its time to live, within the two bounds, and a failure for `failure_seconds`. At most `max_running` look-ups
@@ -151,14 +154,26 @@ class CachingResolver:
         self._stub.timeout = timeout_seconds
         self._stub.flags = dns.flags.RD | dns.flags.AD
         self._stub.use_edns(0, payload=_EDNS_OCTETS)
-        self._servers: tuple[_Server, ...] = ()
+        self._resolv_conf = resolv_conf
         self.use_servers(servers)
 
     def use_servers(self, servers: Sequence[tuple[str, int]]) -> None:
-        """Ask these servers from now on; those of resolv.conf where there are none."""
-        self._servers = tuple(
-            _Server(self._reactor, address, port) for address, port in servers or servers_from_resolv_conf()
-        )
+        """Ask these servers from now on; where there are none, those that resolv.conf names then and later."""
+        self._follows_resolv_conf = not servers
+        self._exchange(servers or servers_from_resolv_conf(self._resolv_conf))
+
+    def _exchange(self, places: Sequence[tuple[str, int]]) -> None:
+        self._servers = tuple(_Server(self._reactor, address, port) for address, port in places)
+        self._places = tuple(places)
+        self._servers_known_at = self._seconds()
+
+    def _follow_resolv_conf(self) -> None:
+        """Ask whom resolv.conf names now: it may have been written after we were started."""
+        if self._follows_resolv_conf and not 0 <= self._seconds() - self._servers_known_at < _RESOLV_CONF_SECONDS:
+            self._servers_known_at = self._seconds()
+            places = servers_from_resolv_conf(self._resolv_conf)
+            if places != self._places:
+                self._exchange(places)
 
     def lookup(self, name: str, record_type: RecordType) -> Answer | Deferred[Answer]:
         """The answer; at once where it is known. A failure is an answer too: this raises nothing.
@@ -280,6 +295,7 @@ class CachingResolver:
 
     async def _resolve(self, name: dns.name.Name, record_type: RecordType) -> dns.message.QueryMessage:
         """The response of the first server that gives a good one."""
+        self._follow_resolv_conf()
         now = self._seconds()
         self._stub.nameservers = [
             *(server for server in self._servers if server.shunned_until <= now),

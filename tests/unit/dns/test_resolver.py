@@ -415,3 +415,18 @@ def test_servers_can_be_exchanged() -> None:
     assert bench.sockets[0].family == socket.AF_INET6
     bench.clock.advance(3.1)
     assert "2001:db8::53 port 5353" in result_of(waiter).detail
+
+
+def test_resolv_conf_is_read_again(tmp_path: Path) -> None:
+    """The network may come after us, and change while we run."""
+    path = tmp_path / "resolv.conf"
+    bench = Bench(cache_entries=0, deadline_seconds=1, resolv_conf=path)
+    bench.resolver.use_servers([])
+    path.write_text("nameserver 192.0.2.99\n")
+    details = []
+    for seconds in (20, 20, 0):
+        waiter = bench.ask()
+        bench.clock.advance(1)
+        details.append(result_of(waiter).detail.split()[3])
+        bench.clock.advance(seconds)
+    assert details == ["127.0.0.1", "127.0.0.1", "192.0.2.99"]
