@@ -18,7 +18,7 @@ from twisted.internet.task import deferLater
 from twisted.trial.unittest import TestCase
 
 from mailgate.dns.answer import Answer, Outcome, RecordType
-from mailgate.dns.backend import MAX_DATAGRAMS, TwistedBackend
+from mailgate.dns.backend import MAX_CANDIDATES, MAX_DATAGRAMS, TwistedBackend
 from mailgate.dns.resolver import CachingResolver
 from mailgate.dns.zone import Zone
 from tests.support.dns_server import HOST, LoopbackServer, Query, Respond, from_zone
@@ -50,14 +50,14 @@ def truncated(query: Query) -> bytes:
     return response.to_wire()
 
 
-def bomb(query: Query) -> bytes:
-    """A thousand mail exchangers, whose names are one of 120 labels: seconds of work for dnspython."""
+def bomb(query: Query, count: int = 1000) -> bytes:
+    """So many mail exchangers, whose names are one of 120 labels: seconds of work for dnspython."""
     question = query.message.question[0].name.to_wire() or b""
-    start = struct.pack("!6H", query.message.id, 0x8180, 1, 1001, 0, 0) + question + struct.pack("!2H", 15, 1)
+    start = struct.pack("!6H", query.message.id, 0x8180, 1, 1 + count, 0, 0) + question + struct.pack("!2H", 15, 1)
     name = struct.pack("!H", 0xC000 | len(start))
     first = b"\1a" * 110 + b"\xc0\x0c" + struct.pack("!2HIH", 1, 1, 60, 4) + bytes(4)
     owner = b"\xc0\x0c"
-    return start + first + b"".join(owner + struct.pack("!2HIHH", 15, 1, 60, 4, n) + name for n in range(1000))
+    return start + first + b"".join(owner + struct.pack("!2HIHH", 15, 1, 60, 4, n) + name for n in range(count))
 
 
 class Case(TestCase):
@@ -148,22 +148,37 @@ class Datagrams(Case):
 
     async def test_a_flood_of_forgeries_costs_that_query_alone(self) -> None:
         """After a few we are deaf; the next try has another port and id."""
+        for count, octets, tries in (
+            (MAX_DATAGRAMS - 1, 1, 1),
+            (MAX_DATAGRAMS, 1, 2),
+            (MAX_CANDIDATES - 1, 0, 1),
+            (MAX_CANDIDATES, 0, 2),
+        ):
 
-        def respond(query: Query) -> Iterable[bytes]:
-            if len(query.server.queries) == 1:
-                for _ in range(MAX_DATAGRAMS + 1):
-                    yield struct.pack("!H", query.message.id ^ 1) + b"\x81\x80" + bytes(8)
-            yield good(query)
+            def respond(query: Query, count: int = count, octets: int = octets) -> Iterable[bytes]:
+                if len(query.server.queries) == 1:
+                    for _ in range(count):  # a wrong id, or garbage behind the right one
+                        yield struct.pack("!H", query.message.id ^ octets) + b"\x81\x80" + b"\xff" * 12
+                yield good(query)
 
-        await self.assert_found(self.resolver(respond, deadline_seconds=10))
-        assert len(self.queries) == 2
+            await self.assert_found(self.resolver(respond, deadline_seconds=10, timeout_seconds=0.5))
+            assert len(self.queries) == tries
+            await self.servers.pop().stop()
 
     async def test_an_answer_that_takes_too_long_to_read_is_not_read(self) -> None:
-        """Over UDP it is passed over, over TCP the server is given up; the reactor turns all the while."""
-        for respond in (lambda query: [bomb(query)[:4000]], lambda query: [(truncated, bomb)[query.is_tcp](query)]):
-            resolver = self.resolver(respond)
-            await self.assert_fails(resolver, "", record_type=RecordType.MX)
+        """Over UDP it is passed over, over TCP the server is given up. dnspython never sees it."""
+        read: list[int] = []
+        from_wire = dns.message.from_wire
+
+        def measured(wire: bytes, **options: Any) -> dns.message.Message:
+            read.append(len(wire))
+            return from_wire(wire, **options)
+
+        self.patch(dns.message, "from_wire", measured)  # type: ignore[no-untyped-call]  # trial's
+        for respond in (lambda query: [bomb(query, 100)], lambda query: [(truncated, bomb)[query.is_tcp](query)]):
+            await self.assert_fails(self.resolver(respond), "", record_type=RecordType.MX)
             await self.servers.pop().stop()
+        assert max(read) < 100
 
     async def test_every_query_has_a_port_and_an_id_of_its_own(self) -> None:
         """Neither can be told from the one before (RFC 5452 section 9.2)."""
