@@ -260,7 +260,7 @@ class MailgateService(MultiService):
                     name=use.name,
                 )
             )
-        members.append(Member(ResultsPolicy(config.hostname)))
+        members.append(Member(ResultsPolicy(config.hostname), is_essential=True))
         deadlines = config.deadlines
         return Chain(
             self._reactor,

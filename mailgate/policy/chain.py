@@ -9,6 +9,7 @@ A chain is made of members: a policy, with the listeners and the recipients' dom
 - Quarantine and Discard let the asking go on, since a later policy may refuse the message with an honest reply; at the
   end Discard outweighs Quarantine, and of two alike the first counts.
 - Notes are kept of all that count.
+- What mailgate itself must not be without (`Member.is_essential`) is asked behind an Accept too.
 
 A member that is for some domains only is asked before the recipients are known as well, for what it may learn; but its
 objection is then kept, and holds against each recipient in those domains at RCPT. At the end of data, an objection for
@@ -80,6 +81,7 @@ class Member:
     roles: frozenset[Role] = frozenset(Role)
     domains: frozenset[str] = frozenset()  # of recipients, as `domain_key` gives them; empty: all
     spares_loopback: bool = False  # clients on this machine are not asked about
+    is_essential: bool = False  # an Accept does not spare it
     name: str = ""  # how logs and the record call it; the policy's own, if empty
     fingerprint: str = ""  # of its configuration, for the record
 
@@ -151,15 +153,18 @@ class Chain:
             request = replace(request, notes=request.notes + merge.notes)
         asked: list[tuple[Member, Verdict | Deferred[Verdict]]] = []
         waits = False
+        is_accepted = merge.is_accepted
         for member in wave:
-            if not _concerns(member, request):
+            if (is_accepted and not member.is_essential) or not _concerns(member, request):
                 continue
             answer = self._ask_one(member, request)
             asked.append((member, answer))
             if isinstance(answer, Deferred):
                 waits = True
-            elif not waits and isinstance(answer, Reject | Defer | Accept) and not member.domains:
-                break
+            elif not waits and not member.domains:
+                if isinstance(answer, Reject | Defer):
+                    break
+                is_accepted = is_accepted or isinstance(answer, Accept)
         return asked, waits
 
     def _ask_one(self, member: Member, request: Request) -> Verdict | Deferred[Verdict]:
@@ -193,6 +198,7 @@ class Chain:
         waves: Sequence[Sequence[Member]],
     ) -> Deferred[Decision]:
         waiting: dict[Deferred[Verdict], Member] = {}  # those whose answer has not come
+        is_over = False  # decided, or given up: a policy that hears of it may still answer, and nobody listens
 
         def answered(result: _T, deferred: Deferred[Verdict]) -> _T:
             if not isinstance(result, Failure):
@@ -205,43 +211,58 @@ class Chain:
                     waiting[answer] = member
                     answer.addBoth(answered, answer)
 
+        async def answer_of(member: Member, answer: Verdict | Deferred[Verdict]) -> Verdict:
+            try:
+                return await answer if isinstance(answer, Deferred) else answer
+            except CancelledError:  # which it has done by itself, or nobody listens
+                return _UNDECIDED if is_over else self._failed(member, request)
+
         async def collect() -> Decision:
             wave_answers = asked
             for wave in (*waves, ()):
                 for member, answer in wave_answers:
-                    if merge.ends_with(member, await answer if isinstance(answer, Deferred) else answer):
-                        give_up()
+                    if not merge.wants(member):
+                        continue
+                    verdict = await answer_of(member, answer)
+                    if is_over or merge.ends_with(member, verdict):
                         return merge.decision()
                 wave_answers, _ = self._ask(wave, request, merge)
                 enlist(wave_answers)
             return merge.decision()
 
-        def give_up() -> None:
+        def end(_given_up: object = None) -> None:
+            nonlocal is_over
+            is_over = True
+            if deadline.active():
+                deadline.cancel()
             for deferred in tuple(waiting):
                 deferred.addErrback(lambda failure: failure.trap(CancelledError) and None)
                 deferred.cancel()
 
-        def cancelled(failure: Failure) -> Failure:
-            give_up()
-            return failure
-
-        deadline = self._deadlines.get(request.stage, DEFAULT_DEADLINE_SECONDS)
-
-        def too_late(_result: object, _seconds: float) -> Decision:
+        def too_late(seconds: float) -> None:
             names = [member.name for member in waiting.values()]
             _log.error(
                 "policy {policy} missed the deadline of {seconds} s at {stage} in session {session}",
                 policy=", ".join(names),
-                seconds=deadline,
+                seconds=seconds,
                 stage=request.stage.value,
                 session=request.session.id,
             )
-            return Decision(_UNDECIDED, names[0] if names else "", merge.notes)
+            notes = merge.notes
+            end()
+            deciding.callback(Decision(_UNDECIDED, names[0] if names else "", notes))
 
+        def collected(result: Decision | Failure) -> None:
+            if not is_over:
+                end()
+                deciding.callback(result)
+
+        deciding: Deferred[Decision] = Deferred(end)
+        seconds = self._deadlines.get(request.stage, DEFAULT_DEADLINE_SECONDS)
+        deadline = self._clock.callLater(seconds, too_late, seconds)
         enlist(asked)
-        deciding = Deferred.fromCoroutine(collect())
-        deciding.addErrback(cancelled)
-        return deciding.addTimeout(deadline, self._clock, onTimeoutCancel=too_late)
+        Deferred.fromCoroutine(collect()).addBoth(collected)
+        return deciding
 
     def _checked(self, answer: object, member: Member, request: Request) -> Verdict:
         if isinstance(answer, Continue | Accept | Reject | Defer | Quarantine | Discard) and _is_sound(answer):
@@ -318,13 +339,14 @@ def _thrower(coroutine: Coroutine[Any, Any, Any], error: Exception) -> Callable[
 class _Merge:
     """What has been said so far at one stage of one transaction."""
 
-    __slots__ = ("_fates", "_policy", "_request", "_verdict", "notes")
+    __slots__ = ("_fates", "_policy", "_request", "_verdict", "is_accepted", "notes")
 
     def __init__(self, request: Request) -> None:
         self._request = request
         self._verdict: Verdict | None = None
         self._policy = ""
         self._fates: dict[int, Fate] | None = None
+        self.is_accepted = False
         self.notes: tuple[object, ...] = ()
 
     def recall(self) -> bool:
@@ -337,8 +359,14 @@ class _Merge:
                 self._weigh(note.verdict, note.policy)
         return False
 
+    def wants(self, member: Member) -> bool:
+        """Whether that policy's verdict still counts."""
+        return member.is_essential or not self.is_accepted
+
     def ends_with(self, member: Member, verdict: Verdict) -> bool:
         """Take one verdict; whether no more are wanted."""
+        if not self.wants(member):
+            return False
         match verdict:
             case Continue():
                 if verdict.notes:
@@ -346,7 +374,8 @@ class _Merge:
                 return False
             case Accept():
                 self._note(member, verdict, "accept", "")
-                return not member.domains
+                self.is_accepted = self.is_accepted or not member.domains
+                return False
             case Reject() | Defer() | Quarantine() | Discard():
                 return self._object(member, verdict)
             case _:

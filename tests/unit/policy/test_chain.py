@@ -175,6 +175,20 @@ def test_what_stands_behind_a_refusal_is_cancelled() -> None:
     assert second.cancelled == 1
 
 
+def test_an_acceptance_spares_nobody_what_is_essential() -> None:
+    """A field that claims to be ours must not stand, whoever is a friend."""
+    essential = Member(says("results", Continue((Note("results"),))), is_essential=True)
+    for policy, others in ((says("friend", ACCEPT), says("spam", REJECT)), (Slow("friend"), Slow("spam"))):
+        deciding = decide(policy, others, essential)
+        if isinstance(policy, Slow):
+            policy.waiting[0].callback(ACCEPT)
+            assert isinstance(others, Slow)
+            assert others.cancelled == 1
+        decision = result(deciding) if isinstance(deciding, Deferred) else deciding
+        assert decision.verdict == CONTINUE
+        assert own_notes(decision) == (Note("results"),)
+
+
 def test_a_policy_is_asked_at_its_stages_only() -> None:
     policy = says("mail", REJECT, stages=frozenset({Stage.MAIL}))
     assert decide(policy).verdict == CONTINUE
@@ -374,11 +388,76 @@ def test_cancelling_reaches_every_policy_that_waits() -> None:
     assert not clock.getDelayedCalls()
 
 
+async def stubborn(_request: Request) -> Verdict:
+    """As careless code is: CancelledError is an Exception like any other."""
+    try:
+        await Deferred()
+    except Exception:
+        return CONTINUE
+    raise AssertionError
+
+
+def test_who_does_not_want_to_be_cancelled_gets_no_more_time(logged: list[LogEvent]) -> None:
+    """The deadline stands, and nobody else is asked behind it."""
+    clock = Clock()
+    later = Slow("later", after=frozenset({"stubborn"}))
+    deciding = decide(Policy("stubborn", stubborn), later, clock=clock)
+    clock.advance(DEFAULT_DEADLINE_SECONDS)
+    assert refusal_of(result(deciding)).code == 451
+    assert not later.asked
+    assert not clock.getDelayedCalls()
+    assert [event["policy"] for event in logged] == ["stubborn"]
+
+
+def test_nobody_is_asked_for_a_client_that_is_gone() -> None:
+    clock = Clock()
+    later = Slow("later", after=frozenset({"stubborn"}))
+    deciding = decide(Policy("stubborn", stubborn), later, clock=clock)
+    failures: list[object] = []
+    deciding.addErrback(lambda failure: failures.append(failure.type))
+    deciding.cancel()
+    assert failures == [CancelledError]
+    assert not later.asked
+    assert not clock.getDelayedCalls()
+
+
+def test_a_policy_that_cancels_itself_is_451_and_named(logged: list[LogEvent]) -> None:
+    """Nobody wanted it to."""
+    slow = Slow("faint")
+    deciding = decide(slow)
+    slow.waiting[0].cancel()
+    assert refusal_of(result(deciding)).code == 451
+    assert [event["policy"] for event in logged] == ["faint"]
+
+
 def test_a_policy_that_holds_the_reactor_up_is_named(logged: list[LogEvent]) -> None:
     times = iter([0.0, 0.25])
     chain = Chain(Clock(), [says("busy", CONTINUE)], monotonic=lambda: next(times))
     chain.decide(at(Stage.HELO))
     assert [event["policy"] for event in logged] == ["busy"]
+
+
+def test_every_step_of_a_coroutine_is_timed(logged: list[LogEvent]) -> None:
+    """What it does between two waits, nobody else can do meanwhile."""
+    now = 0.0
+    waiting: list[Deferred[None]] = [Deferred(), Deferred()]
+
+    async def works(_request: Request) -> Verdict:
+        nonlocal now
+        await waiting[0]
+        now += 0.5
+        await waiting[1]
+        now += 0.05
+        return REJECT
+
+    chain = Chain(Clock(), [Policy("works", works)], monotonic=lambda: now)
+    deciding = chain.decide(at(Stage.HELO))
+    assert isinstance(deciding, Deferred)
+    now += 10  # that is not its doing
+    for deferred in waiting:
+        deferred.callback(None)
+    assert result(deciding).verdict == REJECT
+    assert [(event["policy"], event["seconds"]) for event in logged] == [("works", 0.5)]
 
 
 # ------------------------------------------------------------ policies for some domains
