@@ -13,7 +13,13 @@ from mailgate.policy.arc import ArcPolicy
 from mailgate.policy.dkim import DkimPolicy
 from mailgate.policy.dmarc import DmarcOptions, DmarcPolicy
 from mailgate.policy.plugin import PolicyPlugin
+from mailgate.policy.spf import SpfOptions, SpfPolicy
 
+spf = PolicyPlugin(
+    "spf",
+    lambda options, services: SpfPolicy(options, services.resolver, services.hostname, services.time),
+    SpfOptions,
+)
 dkim = PolicyPlugin(
     "dkim", lambda options, services: DkimPolicy(options, services.resolver, services.reactor), DkimOptions
 )
