@@ -37,7 +37,7 @@ from mailgate.dns.wire import ImpossibleName, normal_name
 MAX_TERMS = 10  # that look something up (RFC 7208 section 4.6.4)
 MAX_VOID_TERMS = 2
 MAX_HOSTS = 10  # of mx and ptr
-MAX_RECORD_OCTETS = 16_384  # ours: longer ones are permerror, since each term costs time
+MAX_RECORDS_OCTETS = 32_768  # ours, of all records together: more are permerror, since each term costs time
 MAX_EXPLANATION_CHARACTERS = 400  # ours: the rest is cut off
 
 _MAX_NAME_CHARACTERS = 253
@@ -95,9 +95,15 @@ def check(
     domain = domain_of(name)
     if domain is None:
         return SpfResult(identity, name, f"{local}@{name}", Result.NONE, problem="this is no domain to ask about")
-    local = "postmaster" if local in ("", '""') else local
     query = _Query(client_address, local, domain, helo, receiver, answers, now)
-    return query.result(identity)
+    return query.result(identity, f"{local}@{domain}")
+
+
+def _as_meant(local: str) -> str:
+    """The local part without its quotes, which are not part of it (RFC 5321 section 4.1.2); it is never empty."""
+    if len(local) > 1 and local[0] == local[-1] == '"':
+        local = re.sub(r"\\(.)", r"\1", local[1:-1], flags=re.DOTALL)
+    return local or "postmaster"  # RFC 7208 section 4.3
 
 
 class _Query(spf.query):  # type: ignore[misc]  # pyspf has no types
@@ -109,6 +115,7 @@ class _Query(spf.query):  # type: ignore[misc]  # pyspf has no types
     def __init__(
         self, client_address: str, local: str, domain: str, helo: str, receiver: str, answers: Answers, now: float
     ) -> None:
+        local = _as_meant(local)
         super().__init__(i=client_address.partition("%")[0], s=f"{local}@{domain}", h=helo, receiver=receiver)
         self.l, self.o, self.d = local, domain, domain
         self.p: str | None = None
@@ -117,12 +124,13 @@ class _Query(spf.query):  # type: ignore[misc]  # pyspf has no types
         self._answers = answers
         self._missing: set[Question] = set()
         self._record: str | None = None  # the domain's own
+        self._record_octets = 0  # of all records so far
         self._explained_domain = ""  # what %{d} means in the explanation
         self._is_term_void = False
 
-    def result(self, identity: Identity) -> SpfResult:
+    def result(self, identity: Identity, sender: str) -> SpfResult:
         """What pyspf comes to. @raises Missing: answers are needed."""
-        domain, sender = self.d, self.s
+        domain = self.o
         explanation = problem = ""
         try:
             word, _, text = self.check()
@@ -207,11 +215,12 @@ class _Query(spf.query):  # type: ignore[misc]  # pyspf has no types
             return None
         if len(records) > 1:
             raise spf.PermError(f"{domain} has {len(records)} SPF records")
-        record: str = records[0][:MAX_RECORD_OCTETS].decode("ascii", "backslashreplace")
+        record: str = records[0].decode("ascii", "backslashreplace")
         if is_own:
             self._record = record
-        if len(records[0]) > MAX_RECORD_OCTETS:
-            raise spf.PermError(f"the record of {domain} is longer than {MAX_RECORD_OCTETS} octets")
+        self._record_octets += len(records[0])
+        if self._record_octets > MAX_RECORDS_OCTETS:
+            raise spf.PermError(f"the records have more than {MAX_RECORDS_OCTETS} octets")
         if not records[0].isascii() or not _PRINTABLE.fullmatch(record):
             raise spf.PermError(f"the record of {domain} holds what is not printable ASCII")
         return record
@@ -313,9 +322,8 @@ class _Query(spf.query):  # type: ignore[misc]  # pyspf has no types
         if not stripdot:
             return s
         s = s.removesuffix(".")
-        while len(s) > _MAX_NAME_CHARACTERS and "." in s:
-            s = s.partition(".")[2]
-        return s
+        # Labels are dropped on the left until it fits; where one is too long, nothing is left of a name anyway.
+        return s if len(s) <= _MAX_NAME_CHARACTERS else s[s.find(".", len(s) - _MAX_NAME_CHARACTERS - 1) + 1 :]
 
     def _in_name(self, macro: re.Match[str]) -> str:
         letter = macro[1]
