@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from mailgate.envelope import ForwardDestination, MailboxDestination, Resolution
 from mailgate.ids import encode_id
 from mailgate.message import readable_field
+from mailgate.policy.verdict import Discard, Opinion, Quarantine
 from mailgate.smtp.trace import protocol_word
 from mailgate.storage import literal
 from mailgate.storage.queries import QUERIES
@@ -22,12 +23,15 @@ from mailgate.storage.records import Disposition
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    from mailgate.policy.stage import SessionView, TransactionView
+    from mailgate.policy.stage import RecipientView, SessionView, TransactionView
+    from mailgate.storage.evidence import Evidence
     from mailgate.storage.records import IncomingMessage
 
 FIELD_CHARS = 300  # of From, Subject and Message-ID, for people
 
 _FOLDERS = {Disposition.ACCEPTED: "INBOX", Disposition.QUARANTINED: "Junk"}
+_REFUSALS = frozenset({"reject", "defer"})
+_NO_END = (None, None, None)  # of a recipient whose copy became what the message did
 
 
 class NoDestination(Exception):
@@ -48,6 +52,7 @@ def resend_key(message: IncomingMessage) -> bytes:
 def accept_statement(
     messages: Sequence[IncomingMessage],
     resend_keys: Sequence[bytes],
+    evidence: Evidence,
     *,
     instance: int,
     node: str,
@@ -57,7 +62,7 @@ def accept_statement(
 ) -> bytes:
     """The statement for these messages, whose ids are all different.
 
-    `is_in_pieces`: their content is in message_piece already.
+    `evidence` is theirs, in the same order. `is_in_pieces`: their content is in message_piece already.
 
     @raises NoDestination: one of them leads nowhere.
     """
@@ -87,9 +92,10 @@ def accept_statement(
         ),
         "size_octets": literal.number_array([content.size_octets for content in contents]),
         "sha256": literal.short_octets_array([content.sha256 for content in contents]),
-        **transaction_columns(sessions, transactions),
+        **transaction_columns(sessions, transactions, evidence),
         **recipient_columns(transactions),
         **deliveries.columns(),
+        **evidence.answer_columns(),
     }
     octets = {name.encode("ascii"): literal.encoded(value) for name, value in values.items()}
     octets[b"trace"] = literal.octets_array([message.trace for message in messages])
@@ -97,7 +103,9 @@ def accept_statement(
     return QUERIES["accept_messages"] % octets
 
 
-def transaction_columns(sessions: Sequence[SessionView], transactions: Sequence[TransactionView]) -> dict[str, str]:
+def transaction_columns(
+    sessions: Sequence[SessionView], transactions: Sequence[TransactionView], evidence: Evidence
+) -> dict[str, str]:
     """What the record keeps of any transaction, accepted or not: arrays by the names of columns."""
     paths = [transaction.reverse_path for transaction in transactions]
     parameters = [path.parameters for path in paths]
@@ -119,6 +127,8 @@ def transaction_columns(sessions: Sequence[SessionView], transactions: Sequence[
         "ret": literal.text_array([given.ret for given in parameters]),
         "envid": literal.text_array([given.envid for given in parameters]),
         "started_at": literal.number_array([transaction.started_at for transaction in transactions]),
+        "results": literal.text_array(evidence.results),
+        "verdicts": literal.text_array(evidence.verdicts),
     }
 
 
@@ -131,6 +141,7 @@ def recipient_columns(transactions: Sequence[TransactionView]) -> dict[str, str]
     ]
     paths = [recipient.forward_path for _, _, recipient in rows]
     notify = [path.parameters.notify for path in paths]
+    ends = [_end_of(recipient) for _, _, recipient in rows]
     return {
         "recipient_transaction_id": literal.number_array([identifier for identifier, _, _ in rows]),
         "recipient_position": literal.number_array([position for _, position, _ in rows]),
@@ -146,12 +157,42 @@ def recipient_columns(transactions: Sequence[TransactionView]) -> dict[str, str]
             [None if words is None else "{" + ",".join(sorted(words)) + "}" for words in notify]
         ),
         "recipient_orcpt": literal.text_array([path.parameters.orcpt for path in paths]),
+        "recipient_disposition": literal.text_array([disposition for disposition, _, _ in ends]),
+        "recipient_policy": literal.text_array([policy for _, policy, _ in ends]),
+        "recipient_reason": literal.text_array([reason for _, _, reason in ends]),
     }
+
+
+def _end_of(recipient: RecipientView) -> tuple[str | None, str | None, str | None]:
+    """What became of one recipient's copy, which policy wanted that, and why; of a refused one only the policy."""
+    fate = recipient.fate
+    if not recipient.accepted:
+        refusals = (note for note in recipient.notes if isinstance(note, Opinion) and note.verdict in _REFUSALS)
+        refusal = next(refusals, None)
+        return None, refusal.policy if refusal is not None else None, None
+    if fate is None:
+        return _NO_END
+    disposition = Disposition.QUARANTINED if isinstance(fate.verdict, Quarantine) else Disposition.DISCARDED
+    return disposition.value, fate.policy or None, fate.verdict.reason or None
 
 
 def client_addresses(sessions: Sequence[SessionView]) -> str:
     """The clients' addresses, without the zones of link-local ones, which inet doesn't take."""
     return literal.text_array([session.client_address.partition("%")[0] for session in sessions])
+
+
+def _in_order_of_fate(recipients: Sequence[RecipientView]) -> list[tuple[int, RecipientView]]:
+    """The recipients whose copy is not discarded, with their positions; those whose copy is quarantined come last.
+
+    So a mailbox that several of them lead to has the message in Junk only if all of them want that.
+    """
+    kept = [
+        (position, recipient)
+        for position, recipient in enumerate(recipients)
+        if recipient.fate is None or not isinstance(recipient.fate.verdict, Discard)
+    ]
+    kept.sort(key=lambda each: each[1].fate is not None)
+    return kept
 
 
 class _Deliveries:
@@ -167,24 +208,19 @@ class _Deliveries:
         identifier = message.transaction.id
         received_at = message.received_at
         seen: set[int | str] = set()
-        for position, recipient in enumerate(message.transaction.recipients):
+        for position, recipient in _in_order_of_fate(message.transaction.recipients):
             resolution = recipient.note(Resolution) if recipient.accepted else None
             if resolution is None:
                 continue
+            folder = _FOLDERS[message.disposition if recipient.fate is None else Disposition.QUARANTINED]
             for destination in resolution.destinations:
                 match destination:
                     case MailboxDestination(mailbox_id, _, detail):
                         if mailbox_id not in seen:
                             seen.add(mailbox_id)
+                            size_octets = message.content.size_octets
                             self.deliveries.append(
-                                (
-                                    identifier,
-                                    mailbox_id,
-                                    _FOLDERS[message.disposition],
-                                    detail or None,
-                                    message.content.size_octets,
-                                    received_at,
-                                )
+                                (identifier, mailbox_id, folder, detail or None, size_octets, received_at)
                             )
                     case ForwardDestination(address):
                         if address not in seen:

@@ -21,6 +21,7 @@ from mailgate.interfaces import IJournal
 from mailgate.storage import literal
 from mailgate.storage.acceptance import client_addresses, recipient_columns, transaction_columns
 from mailgate.storage.errors import StorageUnavailable
+from mailgate.storage.evidence import Evidence, KnownAnswers, evidence_of
 from mailgate.storage.queries import QUERIES
 from mailgate.storage.records import SessionRecord, TransactionRecord
 
@@ -64,6 +65,7 @@ class Journal:
         self._max_octets = max_octets
         self._records: deque[SessionRecord | TransactionRecord] = deque()
         self._octets = 0
+        self._known_answers = KnownAnswers(clock.seconds)
         self._timer: IDelayedCall | None = None
         self._writing: Deferred[None] | None = None
         self._complained_at = 0.0
@@ -156,9 +158,22 @@ class Journal:
 
         @raises StorageUnavailable: perhaps none is written. Writing them again does no harm.
         """
+        sessions = [record for record in records if isinstance(record, SessionRecord)]
+        transactions = [record for record in records if isinstance(record, TransactionRecord)]
+        evidence = evidence_of(
+            [
+                *((record.notes, ()) for record in sessions),
+                *((record.transaction.notes, record.transaction.recipients) for record in transactions),
+            ],
+            self._known_answers,
+        )
         try:
-            await self._pool.execute(record_statement(records, node=self._node), timeout_seconds=timeout_seconds)
+            await self._pool.execute(
+                record_statement(sessions, transactions, evidence, node=self._node), timeout_seconds=timeout_seconds
+            )
+            self._known_answers.are_committed(evidence.answers)
         except StorageUnavailable:
+            self._known_answers.forget()
             raise
         except Exception as error:
             # Whatever is wrong with one record, the others must be written.
@@ -182,17 +197,23 @@ class Journal:
             timer.cancel()
 
 
-def record_statement(records: Sequence[SessionRecord | TransactionRecord], *, node: str) -> bytes:
-    """The statement that writes these records. Pure."""
+def record_statement(
+    sessions: Sequence[SessionRecord], transactions: Sequence[TransactionRecord], evidence: Evidence, *, node: str
+) -> bytes:
+    """The statement that writes these records; `evidence` is of the sessions, then of the transactions. Pure."""
+    middle = len(sessions)
+    of_sessions = Evidence(evidence.results[:middle], evidence.verdicts[:middle], {})
+    of_transactions = Evidence(evidence.results[middle:], evidence.verdicts[middle:], {})
     values = {
         "node": literal.text(node),
-        **_session_values([record for record in records if isinstance(record, SessionRecord)]),
-        **_transaction_values([record for record in records if isinstance(record, TransactionRecord)]),
+        **_session_values(sessions, of_sessions),
+        **_transaction_values(transactions, of_transactions),
+        **evidence.answer_columns(),
     }
     return QUERIES["record"] % {name.encode("ascii"): literal.encoded(value) for name, value in values.items()}
 
 
-def _session_values(records: Sequence[SessionRecord]) -> dict[str, str]:
+def _session_values(records: Sequence[SessionRecord], evidence: Evidence) -> dict[str, str]:
     sessions = [record.session for record in records]
     tls = [session.tls for session in sessions]
     columns = {
@@ -218,15 +239,17 @@ def _session_values(records: Sequence[SessionRecord]) -> dict[str, str]:
         "transactions": literal.number_array([record.transactions for record in records]),
         "errors": literal.number_array([record.errors for record in records]),
         "dialogue": literal.text_array([record.dialogue for record in records]),
+        "results": literal.text_array(evidence.results),
+        "verdicts": literal.text_array(evidence.verdicts),
     }
     return {f"session_{name}": value for name, value in columns.items()}
 
 
-def _transaction_values(records: Sequence[TransactionRecord]) -> dict[str, str]:
+def _transaction_values(records: Sequence[TransactionRecord], evidence: Evidence) -> dict[str, str]:
     sessions = [record.session for record in records]
     transactions = [record.transaction for record in records]
     columns = {
-        **transaction_columns(sessions, transactions),
+        **transaction_columns(sessions, transactions, evidence),
         "session_id": literal.number_array([session.id for session in sessions]),
         "disposition": literal.text_array([record.disposition.value for record in records]),
         "stage": literal.text_array([record.stage for record in records]),

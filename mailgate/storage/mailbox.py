@@ -45,6 +45,7 @@ from mailgate.interfaces import IMailboxWriter
 from mailgate.storage import literal
 from mailgate.storage.acceptance import accept_statement, resend_key
 from mailgate.storage.errors import StorageUnavailable
+from mailgate.storage.evidence import Evidence, KnownAnswers, evidence_of
 from mailgate.storage.queries import QUERIES
 from mailgate.storage.records import IncomingMessage, Stored
 
@@ -174,6 +175,7 @@ class MailboxWriter:
         self._octets = 0
         self._notes = _Notes()
         self._repeats: dict[int, int] = {}  # transactions that were resends: the message that they repeated
+        self._known_answers = KnownAnswers(reactor.seconds)
         self._doubtful: dict[bytes, tuple[float, tuple[int, ...]]] = {}  # by resend key: since when, which messages
         self._notes_lock = DeferredLock()  # nothing may be decided while notes are on their way without it
         self._is_writing = False
@@ -321,13 +323,17 @@ class MailboxWriter:
         self._recall_doubtful(batch)
         notes, self._notes = self._notes, _Notes()
         try:
-            statement = self._statement(batch, notes)
             pause = _FIRST_PAUSE_SECONDS
             while True:
+                evidence = self._evidence(batch)
+                statement = self._statement(batch, evidence, notes)
                 try:
                     left = max(deadline - self._reactor.seconds(), 0.0)
-                    return (await self._connection.execute(statement, timeout_seconds=left))[0]
+                    row = (await self._connection.execute(statement, timeout_seconds=left))[0]
+                    self._known_answers.are_committed(evidence.answers)
+                    return row
                 except StorageUnavailable:
+                    self._known_answers.forget()
                     if self._reactor.seconds() + pause >= deadline:
                         raise
                 await deferLater(self._reactor, pause)
@@ -336,10 +342,17 @@ class MailboxWriter:
             self._notes.put_back(notes)
             raise
 
-    def _statement(self, batch: Sequence[_Waiting], notes: _Notes, *, is_in_pieces: bool = False) -> bytes:
+    def _evidence(self, batch: Sequence[_Waiting]) -> Evidence:
+        transactions = [waiting.message.transaction for waiting in batch]
+        return evidence_of([(each.notes, each.recipients) for each in transactions], self._known_answers)
+
+    def _statement(
+        self, batch: Sequence[_Waiting], evidence: Evidence, notes: _Notes, *, is_in_pieces: bool = False
+    ) -> bytes:
         return accept_statement(
             [waiting.message for waiting in batch],
             [waiting.key for waiting in batch],
+            evidence,
             instance=self._instance,
             node=self._node,
             confirmed=notes.confirmed,
@@ -448,9 +461,12 @@ class MailboxWriter:
             except StorageUnavailable:  # of the other connection: this one is as it was, with a transaction open
                 await execute(QUERIES["rollback"])
                 raise
-            row = (await execute(self._statement([waiting], _Notes(), is_in_pieces=True)))[0]
+            evidence = self._evidence([waiting])
+            row = (await execute(self._statement([waiting], evidence, _Notes(), is_in_pieces=True)))[0]
             await execute(QUERIES["commit"])
+            self._known_answers.are_committed(evidence.answers)
         except StorageUnavailable:
+            self._known_answers.forget()
             raise
         except Exception:
             await execute(QUERIES["rollback"])

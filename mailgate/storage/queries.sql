@@ -8,15 +8,19 @@ SELECT resends, usage_mailbox, usage_octets FROM mailgate.accept_messages(
     %(id)s, %(session_id)s, %(resend_key)s, %(listener)s, %(client_address)s, %(helo)s, %(protocol)s,
     %(authenticated)s, %(reverse_path)s, %(body)s, %(is_smtputf8)s, %(ret)s, %(envid)s, %(disposition)s,
     %(policy)s, %(reason)s, %(reply)s, %(started_at)s, %(received_at)s, %(header_from)s, %(subject)s,
-    %(header_message_id)s, %(size_octets)s, %(sha256)s, %(trace)s, %(content)s,
+    %(header_message_id)s, %(size_octets)s, %(sha256)s, %(trace)s, %(content)s, %(results)s, %(verdicts)s,
     -- recipients
     %(recipient_transaction_id)s, %(recipient_position)s, %(recipient_forward_path)s, %(recipient_is_accepted)s,
-    %(recipient_reply)s, %(recipient_notify)s, %(recipient_orcpt)s,
+    %(recipient_reply)s, %(recipient_notify)s, %(recipient_orcpt)s, %(recipient_disposition)s,
+    %(recipient_policy)s, %(recipient_reason)s,
     -- deliveries
     %(delivery_message)s, %(delivery_mailbox)s, %(delivery_folder)s, %(delivery_detail)s, %(delivery_size_octets)s,
     %(delivery_received_at)s,
     -- queue rows
-    %(queue_message)s, %(queue_recipient)s, %(queue_position)s, %(queue_received_at)s
+    %(queue_message)s, %(queue_recipient)s, %(queue_position)s, %(queue_received_at)s,
+    -- DNS answers
+    %(answer_digest)s, %(answer_name)s, %(answer_type)s, %(answer_outcome)s, %(answer_rcode)s, %(answer_records)s,
+    %(answer_ttl_seconds)s, %(answer_is_authenticated)s, %(answer_answered_at)s, %(answer_detail)s
 );
 
 -- settle_unconfirmed: what clients let us know of our 250s, when no batch carries it: they know, or their connection ended first.
@@ -42,15 +46,16 @@ SELECT pg_advisory_lock_shared(1836345701, %(instance)s);
 -- draw_instance: a number for a new process, and whether a living one has it already, after 4096 others.
 SELECT number, mailgate.instance_is_alive(number::integer) FROM nextval('mailgate.instance') AS number;
 
--- record: write sessions, and transactions that brought no message, with their recipients. Repeating it changes nothing.
+-- record: write sessions, and transactions that brought no message, with their recipients and DNS answers. Repeating it changes nothing.
 -- Nobody waits for this, so it doesn't wait for the disk; SET LOCAL ends with the transaction that the text is.
 SET LOCAL synchronous_commit = off;
 INSERT INTO mailgate.session (id, node, listener, role, client_address, client_port, server_address, server_port, helo,
                               is_esmtp, tls_version, tls_cipher, tls_server_name, client_certificate, authenticated,
-                              started_at, ended_at, ending, transactions, errors, dialogue)
+                              started_at, ended_at, ending, transactions, errors, dialogue, results, verdicts)
 SELECT n.id, %(node)s, n.listener, n.role, n.client_address, n.client_port, n.server_address, n.server_port, n.helo,
        n.is_esmtp, n.tls_version, n.tls_cipher, n.tls_server_name, n.client_certificate, n.authenticated,
-       to_timestamp(n.started_at), to_timestamp(n.ended_at), n.ending, n.transactions, n.errors, n.dialogue
+       to_timestamp(n.started_at), to_timestamp(n.ended_at), n.ending, n.transactions, n.errors, n.dialogue,
+       n.results, n.verdicts
 FROM unnest(%(session_id)s::bigint[], %(session_listener)s::text[], %(session_role)s::text[],
             %(session_client_address)s::inet[], %(session_client_port)s::integer[],
             %(session_server_address)s::inet[], %(session_server_port)s::integer[], %(session_helo)s::text[],
@@ -58,17 +63,18 @@ FROM unnest(%(session_id)s::bigint[], %(session_listener)s::text[], %(session_ro
             %(session_tls_server_name)s::text[], %(session_client_certificate)s::text[],
             %(session_authenticated)s::text[], %(session_started_at)s::double precision[],
             %(session_ended_at)s::double precision[], %(session_ending)s::text[], %(session_transactions)s::integer[],
-            %(session_errors)s::integer[], %(session_dialogue)s::text[])
+            %(session_errors)s::integer[], %(session_dialogue)s::text[], %(session_results)s::jsonb[],
+            %(session_verdicts)s::jsonb[])
      AS n (id, listener, role, client_address, client_port, server_address, server_port, helo, is_esmtp, tls_version,
            tls_cipher, tls_server_name, client_certificate, authenticated, started_at, ended_at, ending, transactions,
-           errors, dialogue)
+           errors, dialogue, results, verdicts)
 ON CONFLICT DO NOTHING;
 INSERT INTO mailgate.transaction (id, session_id, node, listener, client_address, helo, protocol, authenticated,
                                   reverse_path, body, is_smtputf8, ret, envid, disposition, stage, policy, reason,
-                                  reply, size_octets, sha256, started_at, ended_at)
+                                  reply, size_octets, sha256, started_at, ended_at, results, verdicts)
 SELECT n.id, n.session_id, %(node)s, n.listener, n.client_address, n.helo, n.protocol, n.authenticated, n.reverse_path,
        n.body, n.is_smtputf8, n.ret, n.envid, n.disposition, n.stage, n.policy, n.reason, n.reply, n.size_octets,
-       n.sha256, to_timestamp(n.started_at), to_timestamp(n.ended_at)
+       n.sha256, to_timestamp(n.started_at), to_timestamp(n.ended_at), n.results, n.verdicts
 FROM unnest(%(transaction_id)s::bigint[], %(transaction_session_id)s::bigint[], %(transaction_listener)s::text[],
             %(transaction_client_address)s::inet[], %(transaction_helo)s::text[], %(transaction_protocol)s::text[],
             %(transaction_authenticated)s::text[], %(transaction_reverse_path)s::text[], %(transaction_body)s::text[],
@@ -76,16 +82,37 @@ FROM unnest(%(transaction_id)s::bigint[], %(transaction_session_id)s::bigint[], 
             %(transaction_disposition)s::text[], %(transaction_stage)s::text[], %(transaction_policy)s::text[],
             %(transaction_reason)s::text[], %(transaction_reply)s::text[], %(transaction_size_octets)s::bigint[],
             %(transaction_sha256)s::bytea[], %(transaction_started_at)s::double precision[],
-            %(transaction_ended_at)s::double precision[])
+            %(transaction_ended_at)s::double precision[], %(transaction_results)s::jsonb[],
+            %(transaction_verdicts)s::jsonb[])
      AS n (id, session_id, listener, client_address, helo, protocol, authenticated, reverse_path, body, is_smtputf8,
-           ret, envid, disposition, stage, policy, reason, reply, size_octets, sha256, started_at, ended_at)
+           ret, envid, disposition, stage, policy, reason, reply, size_octets, sha256, started_at, ended_at, results,
+           verdicts)
 ON CONFLICT DO NOTHING;
-INSERT INTO mailgate.recipient (transaction_id, position, forward_path, is_accepted, reply, notify, orcpt)
-SELECT n.transaction_id, n.position, n.forward_path, n.is_accepted, n.reply, n.notify::text[], n.orcpt
+INSERT INTO mailgate.recipient (transaction_id, position, forward_path, is_accepted, reply, notify, orcpt, disposition,
+                                policy, reason)
+SELECT n.transaction_id, n.position, n.forward_path, n.is_accepted, n.reply, n.notify::text[], n.orcpt, n.disposition,
+       n.policy, n.reason
 FROM unnest(%(recipient_transaction_id)s::bigint[], %(recipient_position)s::integer[],
             %(recipient_forward_path)s::text[], %(recipient_is_accepted)s::boolean[], %(recipient_reply)s::text[],
-            %(recipient_notify)s::text[], %(recipient_orcpt)s::text[])
-     AS n (transaction_id, position, forward_path, is_accepted, reply, notify, orcpt)
+            %(recipient_notify)s::text[], %(recipient_orcpt)s::text[], %(recipient_disposition)s::text[],
+            %(recipient_policy)s::text[], %(recipient_reason)s::text[])
+     AS n (transaction_id, position, forward_path, is_accepted, reply, notify, orcpt, disposition, policy, reason)
+ON CONFLICT DO NOTHING;
+INSERT INTO mailgate.dns_answer (digest, name, type, outcome, rcode, records, ttl_seconds, is_authenticated, answered_at,
+                                 detail)
+SELECT n.digest, n.name, n.type, n.outcome, n.rcode, n.records::text[], n.ttl_seconds, n.is_authenticated,
+       to_timestamp(n.answered_at), nullif(n.detail, '')
+FROM unnest(%(answer_digest)s::bigint[], %(answer_name)s::text[], %(answer_type)s::text[], %(answer_outcome)s::text[],
+            %(answer_rcode)s::text[], %(answer_records)s::text[], %(answer_ttl_seconds)s::integer[],
+            %(answer_is_authenticated)s::boolean[], %(answer_answered_at)s::double precision[],
+            %(answer_detail)s::text[])
+     AS n (digest, name, type, outcome, rcode, records, ttl_seconds, is_authenticated, answered_at, detail)
+ON CONFLICT DO NOTHING;
+
+-- record_policies: write how policies are configured, where that is new.
+INSERT INTO mailgate.policy_configuration (fingerprint, policy, options, first_seen_at)
+SELECT n.fingerprint, n.policy, n.options, now()
+FROM unnest(%(fingerprint)s::text[], %(policy)s::text[], %(options)s::jsonb[]) AS n (fingerprint, policy, options)
 ON CONFLICT DO NOTHING;
 
 -- keep_partitions: make the partitions of the coming months and drop those that are older than the record is kept.
@@ -103,6 +130,9 @@ CROSS JOIN LATERAL (
 
 -- forget_unconfirmed: remove what is too old to be a resend of.
 DELETE FROM mailgate.unconfirmed WHERE accepted_at < now() - interval '1 hour';
+
+-- remove_old_answers: remove some DNS answers that the record does not need any longer.
+SELECT mailgate.remove_old_answers(to_timestamp(%(before)s), %(at_most)s);
 
 -- expire_deliveries: remove some deliveries that a folder does not keep any longer.
 SELECT mailgate.expire_deliveries(%(folder)s, to_timestamp(%(before)s), %(at_most)s);

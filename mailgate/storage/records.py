@@ -79,3 +79,4 @@ class SessionRecord:
     transactions: int
     errors: int
     dialogue: str  # commands and replies, a line each, "C: " and "S: "; bounded; no credentials, no message data
+    notes: tuple[object, ...] = ()  # what policies left that no transaction has

@@ -2,6 +2,7 @@
 
 - The record (sessions, transactions, recipients): whole monthly partitions, after `record_days`. The partitions of the
   coming months are made here too.
+- The DNS answers that only the record of those months can name.
 - Deliveries: by folder, after so many days; a folder that is not named keeps its mail. Then messages that nobody has.
 - What makes a resend known: after an hour.
 
@@ -35,6 +36,7 @@ INTERVAL_SECONDS = 3600.0
 MONTHS_AHEAD = 2
 _DAY_SECONDS = 86400.0
 _AT_MOST_DELIVERIES = 500
+_AT_MOST_ANSWERS = 5000
 _AT_MOST_MESSAGES = 5000
 _MAX_STEPS = 2000  # in a row, of one kind
 _BREATH_SECONDS = 0.05  # between steps, in which accepted mail has the disk to itself
@@ -79,6 +81,7 @@ class Retention:
         """Do all that is due now. Failures are logged and left for the next time."""
         for step in (
             self._keep_partitions,
+            self._remove_old_answers,
             self._forget_unconfirmed,
             self._expire_deliveries,
             self._remove_unused_messages,
@@ -105,6 +108,14 @@ class Retention:
         )
         if rows:
             log.info("partitions made or dropped: {names}", names=", ".join(row[0] for row in rows))
+
+    async def _remove_old_answers(self) -> None:
+        before = repr(self._time() - self._record_days * _DAY_SECONDS)
+        for _ in range(_MAX_STEPS):
+            rows = await self._execute("remove_old_answers", before=before, at_most=str(_AT_MOST_ANSWERS))
+            if rows[0][0] != _AT_MOST_ANSWERS:
+                break
+            await deferLater(self._clock, _BREATH_SECONDS)
 
     async def _forget_unconfirmed(self) -> None:
         await self._execute("forget_unconfirmed")

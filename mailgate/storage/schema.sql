@@ -254,7 +254,9 @@ CREATE TABLE session (
         CHECK (ending IN ('quit', 'lost', 'timeout', 'limit', 'refused', 'shutdown', 'tls-failed')),
     transactions integer NOT NULL,
     errors integer NOT NULL,
-    dialogue text NOT NULL
+    dialogue text NOT NULL,
+    results jsonb,
+    verdicts jsonb
 ) PARTITION BY RANGE (id);
 CREATE TABLE session_default PARTITION OF session DEFAULT;
 COMMENT ON TABLE session IS 'Every ended connection.';
@@ -280,6 +282,8 @@ COMMENT ON COLUMN session.ending IS 'quit: the client said so. lost: it went wit
 COMMENT ON COLUMN session.transactions IS 'How many transactions it began.';
 COMMENT ON COLUMN session.errors IS 'How many commands got 4xx or 5xx.';
 COMMENT ON COLUMN session.dialogue IS 'Commands and replies, a line each, "C: " and "S: "; shortened; no credentials, no message data.';
+COMMENT ON COLUMN session.results IS 'What was found at CONNECT and HELO, as transaction.results, where no transaction has it: the client was refused there, or began none. Else NULL.';
+COMMENT ON COLUMN session.verdicts IS 'What policies said there, as transaction.verdicts.';
 
 CREATE TABLE transaction (
     id bigint PRIMARY KEY,  -- finds one transaction; dates it
@@ -305,7 +309,9 @@ CREATE TABLE transaction (
     size_octets bigint,
     sha256 bytea,
     started_at timestamptz NOT NULL,
-    ended_at timestamptz NOT NULL
+    ended_at timestamptz NOT NULL,
+    results jsonb,
+    verdicts jsonb
 ) PARTITION BY RANGE (id);
 CREATE TABLE transaction_default PARTITION OF transaction DEFAULT;
 COMMENT ON TABLE transaction IS 'Every transaction, MAIL to its end: accepted ones are written with their message, before the 250; all others behind the reply.';
@@ -325,13 +331,15 @@ COMMENT ON COLUMN transaction.ret IS 'The RET parameter of MAIL: FULL or HDRS, w
 COMMENT ON COLUMN transaction.envid IS 'The ENVID parameter of MAIL, decoded (RFC 3461 section 4.4).';
 COMMENT ON COLUMN transaction.disposition IS 'accepted: in mailboxes or the queue. quarantined: in Junk. discarded: answered 250 and not kept, because a policy said so. refused: 5xx. deferred: 4xx. abandoned: the client left, or began anew, before the end of data.';
 COMMENT ON COLUMN transaction.stage IS 'Where it ended: connect, helo, mail, rcpt, data (before 354 or the first BDAT), end_of_data.';
-COMMENT ON COLUMN transaction.policy IS 'The policy that decided; NULL where none objected.';
+COMMENT ON COLUMN transaction.policy IS 'The policy that decided, by its name in the configuration; NULL where none objected.';
 COMMENT ON COLUMN transaction.reason IS 'Why, in words for us.';
 COMMENT ON COLUMN transaction.reply IS 'The deciding reply as one line; "" where the client left.';
 COMMENT ON COLUMN transaction.size_octets IS 'Of the content, where it came.';
 COMMENT ON COLUMN transaction.sha256 IS 'Of the content, where it came whole.';
 COMMENT ON COLUMN transaction.started_at IS 'When MAIL came.';
 COMMENT ON COLUMN transaction.ended_at IS 'When it ended; for accepted ones, when the end of data came.';
+COMMENT ON COLUMN transaction.results IS 'What authentication found, an array of objects in the order in which it was found; NULL where nothing was. "kind" is spf, dkim, arc, dmarc, author-fault, trusted-forwarder or override; the other keys are the fields of mailgate.auth.results, left out where they have their defaults. "answers" are the dns_answer rows that it rests on, "recipient" is there where it concerns one only: recipient.position.';
+COMMENT ON COLUMN transaction.verdicts IS 'What policies said where that was more than to go on: an array of objects with "stage", "policy", "fingerprint" (of policy_configuration), "verdict" (accept, reject, defer, quarantine or discard), "reason", and "recipient" as above; NULL where there is none. The one that decided is transaction.policy.';
 CREATE INDEX transaction_refused ON transaction (id) WHERE disposition IN ('refused', 'deferred');
 COMMENT ON INDEX transaction_refused IS 'The newest refusals since a time.';
 
@@ -343,6 +351,9 @@ CREATE TABLE recipient (
     reply text NOT NULL,
     notify text[] CHECK (notify <@ '{NEVER,SUCCESS,FAILURE,DELAY}'),
     orcpt text,
+    disposition text CHECK (disposition IN ('quarantined', 'discarded')),
+    policy text,
+    reason text,
     PRIMARY KEY (transaction_id, position)  -- the recipients of a transaction
 ) PARTITION BY RANGE (transaction_id);
 CREATE TABLE recipient_default PARTITION OF recipient DEFAULT;
@@ -355,8 +366,60 @@ COMMENT ON COLUMN recipient.is_accepted IS 'Whether RCPT got 250.';
 COMMENT ON COLUMN recipient.reply IS 'The reply to RCPT as one line.';
 COMMENT ON COLUMN recipient.notify IS 'The NOTIFY parameter (RFC 3461 section 4.1): NEVER, or some of SUCCESS, FAILURE, DELAY; NULL where it was not given.';
 COMMENT ON COLUMN recipient.orcpt IS 'The ORCPT parameter, decoded (RFC 3461 section 4.2).';
+COMMENT ON COLUMN recipient.disposition IS 'What became of this recipient''s copy, where it is not what became of the message: quarantined (in Junk) or discarded (not kept). Else NULL.';
+COMMENT ON COLUMN recipient.policy IS 'The policy that refused this recipient, or whose wish that disposition is; else NULL.';
+COMMENT ON COLUMN recipient.reason IS 'Why that disposition, in words for us; NULL for refused ones, whose reply says it.';
 CREATE INDEX recipient_refused ON recipient (transaction_id) WHERE NOT is_accepted;
 COMMENT ON INDEX recipient_refused IS 'The newest refusals since a time.';
+
+CREATE TABLE dns_answer (
+    digest bigint PRIMARY KEY,  -- finds what a result names
+    name text NOT NULL,
+    type text NOT NULL,
+    outcome text NOT NULL CHECK (outcome IN ('answer', 'nodata', 'nxdomain', 'failure')),
+    rcode text NOT NULL,
+    records text[] NOT NULL,
+    ttl_seconds integer NOT NULL,
+    is_authenticated boolean NOT NULL,
+    answered_at timestamptz NOT NULL,
+    detail text
+);
+COMMENT ON TABLE dns_answer IS 'The DNS answers that results rest on, each once, however many transactions used it from the cache. Written with the first of them. Kept for as long as the record.';
+COMMENT ON COLUMN dns_answer.digest IS 'The first 64 bits of SHA-256 over all else.';
+COMMENT ON COLUMN dns_answer.name IS 'The name that was asked for, in A-form, lower case, without the final dot.';
+COMMENT ON COLUMN dns_answer.type IS 'The type that was asked for: "TXT".';
+COMMENT ON COLUMN dns_answer.outcome IS 'answer: there are records. nodata: the name exists, without records of the type. nxdomain: the name does not exist. failure: nobody answered in time, or the servers failed.';
+COMMENT ON COLUMN dns_answer.rcode IS 'As the server said it: "NOERROR"; "" where none did.';
+COMMENT ON COLUMN dns_answer.records IS 'Each as a zone file has it, TXT without its quotes and other octets than printable ASCII as \DDD; shortened where they are very long.';
+COMMENT ON COLUMN dns_answer.ttl_seconds IS 'How long it held when it came.';
+COMMENT ON COLUMN dns_answer.is_authenticated IS 'Whether a trusted resolver said that DNSSEC proves it (the AD bit).';
+COMMENT ON COLUMN dns_answer.answered_at IS 'When it came.';
+COMMENT ON COLUMN dns_answer.detail IS 'Why it failed; NULL where there is nothing to say.';
+CREATE INDEX dns_answer_answered_at ON dns_answer (answered_at);
+COMMENT ON INDEX dns_answer_answered_at IS 'Which answers are older than the record is kept?';
+
+CREATE TABLE policy_configuration (
+    fingerprint text PRIMARY KEY,  -- finds what a verdict names
+    policy text NOT NULL,
+    options jsonb NOT NULL,
+    first_seen_at timestamptz NOT NULL
+);
+COMMENT ON TABLE policy_configuration IS 'How policies were configured when they gave the verdicts in the record: written when a node starts with a configuration, or reloads it.';
+COMMENT ON COLUMN policy_configuration.fingerprint IS 'The first 12 hexadecimal digits of SHA-256 over policy and options.';
+COMMENT ON COLUMN policy_configuration.policy IS 'The policy as `use` names it in the configuration: "dmarc".';
+COMMENT ON COLUMN policy_configuration.options IS 'All its options, those with their default included.';
+COMMENT ON COLUMN policy_configuration.first_seen_at IS 'When a node first had it so.';
+
+-- Results of a few signatures make a long row, for which the same holds as for a message's content.
+DO $$
+BEGIN
+    IF EXISTS (SELECT FROM pg_settings WHERE name = 'default_toast_compression' AND 'lz4' = ANY (enumvals)) THEN
+        ALTER TABLE mailgate.transaction ALTER COLUMN results SET COMPRESSION lz4;
+        ALTER TABLE mailgate.transaction_default ALTER COLUMN results SET COMPRESSION lz4;
+        ALTER TABLE mailgate.dns_answer ALTER COLUMN records SET COMPRESSION lz4;
+    END IF;
+END
+$$;
 
 -- ---------------------------------------------------------------- partitions of the record
 
@@ -483,6 +546,8 @@ CREATE FUNCTION accept_messages(
     p_sha256 bytea[],
     p_trace bytea[],
     p_content bytea[],  -- NULL: the pieces of all of them are in message_piece already
+    p_results jsonb[],
+    p_verdicts jsonb[],
     -- one element a recipient
     r_transaction_id bigint[],
     r_position integer[],
@@ -491,6 +556,9 @@ CREATE FUNCTION accept_messages(
     r_reply text[],
     r_notify text[],  -- each the text form of a text[]
     r_orcpt text[],
+    r_disposition text[],
+    r_policy text[],
+    r_reason text[],
     -- one element a delivery
     d_message bigint[],
     d_mailbox integer[],
@@ -503,6 +571,17 @@ CREATE FUNCTION accept_messages(
     q_recipient text[],
     q_position integer[],
     q_received_at double precision[],
+    -- one element a DNS answer that is not known to be here, in the order of digests
+    a_digest bigint[],
+    a_name text[],
+    a_type text[],
+    a_outcome text[],
+    a_rcode text[],
+    a_records text[],  -- each the text form of a text[]
+    a_ttl_seconds integer[],
+    a_is_authenticated boolean[],
+    a_answered_at double precision[],
+    a_detail text[],
     -- answer
     OUT resends bigint[],  -- pairs: the id given, the id of the message that it repeats
     OUT usage_mailbox integer[],
@@ -602,23 +681,39 @@ BEGIN
 
     INSERT INTO mailgate.transaction (id, session_id, node, listener, client_address, helo, protocol, authenticated,
                                       reverse_path, body, is_smtputf8, ret, envid, disposition, stage, policy, reason,
-                                      reply, size_octets, sha256, started_at, ended_at)
+                                      reply, size_octets, sha256, started_at, ended_at, results, verdicts)
     SELECT n.id, n.session_id, p_node, n.listener, n.client_address, n.helo, n.protocol, n.authenticated,
            n.reverse_path, n.body, n.is_smtputf8, n.ret, n.envid, n.disposition, 'end_of_data', n.policy, n.reason,
-           n.reply, n.size_octets, n.sha256, to_timestamp(n.started_at), to_timestamp(n.received_at)
+           n.reply, n.size_octets, n.sha256, to_timestamp(n.started_at), to_timestamp(n.received_at), n.results,
+           n.verdicts
     FROM unnest(p_id, p_session_id, p_listener, p_client_address, p_helo, p_protocol, p_authenticated, p_reverse_path,
                 p_body, p_is_smtputf8, p_ret, p_envid, p_disposition, p_policy, p_reason, p_reply, p_size_octets,
-                p_sha256, p_started_at, p_received_at)
+                p_sha256, p_started_at, p_received_at, p_results, p_verdicts)
          AS n (id, session_id, listener, client_address, helo, protocol, authenticated, reverse_path,
                body, is_smtputf8, ret, envid, disposition, policy, reason, reply, size_octets,
-               sha256, started_at, received_at)
+               sha256, started_at, received_at, results, verdicts)
     WHERE n.id <> ALL (skipped);
 
-    INSERT INTO mailgate.recipient (transaction_id, position, forward_path, is_accepted, reply, notify, orcpt)
-    SELECT n.transaction_id, n.position, n.forward_path, n.is_accepted, n.reply, n.notify::text[], n.orcpt
-    FROM unnest(r_transaction_id, r_position, r_forward_path, r_is_accepted, r_reply, r_notify, r_orcpt)
-         AS n (transaction_id, position, forward_path, is_accepted, reply, notify, orcpt)
+    INSERT INTO mailgate.recipient (transaction_id, position, forward_path, is_accepted, reply, notify, orcpt,
+                                    disposition, policy, reason)
+    SELECT n.transaction_id, n.position, n.forward_path, n.is_accepted, n.reply, n.notify::text[], n.orcpt,
+           n.disposition, n.policy, n.reason
+    FROM unnest(r_transaction_id, r_position, r_forward_path, r_is_accepted, r_reply, r_notify, r_orcpt,
+                r_disposition, r_policy, r_reason)
+         AS n (transaction_id, position, forward_path, is_accepted, reply, notify, orcpt, disposition, policy, reason)
     WHERE n.transaction_id <> ALL (skipped);
+
+    -- Another writer may be at the same answers, always in this order: one waits for the other, never both.
+    IF a_digest <> '{}' THEN
+        INSERT INTO mailgate.dns_answer (digest, name, type, outcome, rcode, records, ttl_seconds, is_authenticated,
+                                         answered_at, detail)
+        SELECT n.digest, n.name, n.type, n.outcome, n.rcode, n.records::text[], n.ttl_seconds, n.is_authenticated,
+               to_timestamp(n.answered_at), nullif(n.detail, '')
+        FROM unnest(a_digest, a_name, a_type, a_outcome, a_rcode, a_records, a_ttl_seconds, a_is_authenticated,
+                    a_answered_at, a_detail)
+             AS n (digest, name, type, outcome, rcode, records, ttl_seconds, is_authenticated, answered_at, detail)
+        ON CONFLICT DO NOTHING;
+    END IF;
 
     -- The UIDs of a mailbox belong to whoever has locked its row. Locked in the order of mailbox_id.
     WITH new AS MATERIALIZED (
@@ -728,6 +823,25 @@ END
 $$;
 COMMENT ON FUNCTION remove_unused_messages(bigint, bigint, integer) IS 'Looks at so many messages between those ids and removes those that are in no mailbox and not waiting to be sent, as they are left when a mailbox is emptied; gives the last id looked at, NULL where there was none.';
 
+CREATE FUNCTION remove_old_answers(p_before timestamptz, p_at_most integer) RETURNS integer LANGUAGE plpgsql AS $$
+DECLARE
+    removed integer;
+BEGIN
+    IF NOT mailgate.retention_is_ours() THEN
+        RETURN NULL;
+    END IF;
+    -- The record goes by whole months, so some of it is older than that time; and what it used from a cache is older
+    -- still.
+    DELETE FROM mailgate.dns_answer WHERE digest IN (
+        SELECT a.digest FROM mailgate.dns_answer a
+        WHERE a.answered_at < date_trunc('month', p_before, 'UTC') - interval '7 days'
+        ORDER BY a.answered_at LIMIT p_at_most);
+    GET DIAGNOSTICS removed = ROW_COUNT;
+    RETURN removed;
+END
+$$;
+COMMENT ON FUNCTION remove_old_answers(timestamptz, integer) IS 'Removes so many DNS answers that nothing in the record can name any more once it has lost the months that end before that time; gives how many.';
+
 -- ---------------------------------------------------------------- views
 
 CREATE VIEW inbox AS
@@ -771,7 +885,7 @@ CROSS JOIN LATERAL (
     SELECT NULL::text AS forward_path, t.stage, t.reply, t.policy, t.reason
     WHERE t.disposition IN ('refused', 'deferred') AND t.stage <> 'rcpt'
     UNION ALL
-    SELECT r.forward_path, 'rcpt', r.reply, CASE WHEN t.stage = 'rcpt' THEN t.policy END,
+    SELECT r.forward_path, 'rcpt', r.reply, coalesce(r.policy, CASE WHEN t.stage = 'rcpt' THEN t.policy END),
            CASE WHEN t.stage = 'rcpt' THEN t.reason END
     FROM recipient r
     WHERE r.transaction_id = t.id AND NOT r.is_accepted
@@ -788,6 +902,103 @@ COMMENT ON COLUMN recent_refusals.stage IS 'Where: connect, helo, mail, rcpt, da
 COMMENT ON COLUMN recent_refusals.reply IS 'What the client heard.';
 COMMENT ON COLUMN recent_refusals.policy IS 'The policy that decided.';
 COMMENT ON COLUMN recent_refusals.reason IS 'Why, in words for us.';
+
+CREATE VIEW verdicts AS
+SELECT t.ended_at,
+       id_text(t.id) AS id,
+       v.stage,
+       v.policy,
+       v.fingerprint,
+       v.verdict,
+       v.reason,
+       r.forward_path,
+       t.client_address AS client,
+       t.reverse_path,
+       t.disposition,
+       t.id AS transaction_id
+FROM transaction t
+CROSS JOIN LATERAL jsonb_to_recordset(t.verdicts)
+    AS v (stage text, policy text, fingerprint text, verdict text, reason text, recipient integer)
+LEFT JOIN recipient r ON r.transaction_id = t.id AND r.position = v.recipient
+WHERE t.verdicts IS NOT NULL;
+COMMENT ON VIEW verdicts IS 'What policies said of transactions where that was more than to go on: a row a verdict. Ask for a time by transaction_id: >= id_at(now() - interval ''1 day'').';
+COMMENT ON COLUMN verdicts.ended_at IS 'When the transaction ended.';
+COMMENT ON COLUMN verdicts.id IS 'The transaction''s id, as the client heard it.';
+COMMENT ON COLUMN verdicts.stage IS 'When it was said: connect, helo, mail, rcpt, data, end_of_data.';
+COMMENT ON COLUMN verdicts.policy IS 'Whose verdict it is, by its name in the configuration.';
+COMMENT ON COLUMN verdicts.fingerprint IS 'Of the policy''s configuration, see policy_configuration; NULL for a policy that can''t be configured.';
+COMMENT ON COLUMN verdicts.verdict IS 'accept, reject, defer, quarantine or discard.';
+COMMENT ON COLUMN verdicts.reason IS 'The reply as one line, or the reason.';
+COMMENT ON COLUMN verdicts.forward_path IS 'The recipient that it is about; NULL where it is about the transaction.';
+COMMENT ON COLUMN verdicts.client IS 'The client''s address.';
+COMMENT ON COLUMN verdicts.reverse_path IS 'Whom the transaction is from; "" for the null path.';
+COMMENT ON COLUMN verdicts.disposition IS 'What became of the transaction in the end.';
+COMMENT ON COLUMN verdicts.transaction_id IS 'The id as a number, by which the record is partitioned.';
+
+CREATE VIEW authentication AS
+SELECT t.ended_at,
+       id_text(t.id) AS id,
+       a.kind AS method,
+       CASE a.kind WHEN 'dmarc' THEN 'from' WHEN 'arc' THEN 'seal' ELSE a.identity END AS identity,
+       CASE a.kind WHEN 'dmarc' THEN a.author_domain
+                   WHEN 'arc' THEN a.sealers ->> -1
+                   ELSE a.domain END AS domain,
+       a.result,
+       a.problem,
+       a.selector,
+       a.algorithm,
+       a.mechanism,
+       CASE WHEN a.kind = 'dmarc' THEN coalesce(a.policy, '') END AS policy,
+       CASE WHEN a.kind = 'dmarc' THEN coalesce(a.aligned_spf, false) END AS aligned_spf,
+       CASE WHEN a.kind = 'dmarc' THEN coalesce(a.aligned_dkim, false) END AS aligned_dkim,
+       coalesce(a.answers, '{}') AS answers,
+       t.client_address AS client,
+       t.reverse_path,
+       t.disposition,
+       t.id AS transaction_id
+FROM transaction t
+CROSS JOIN LATERAL jsonb_to_recordset(t.results)
+    AS a (kind text, identity text, domain text, author_domain text, sealers jsonb, result text, problem text,
+          selector text, algorithm text, mechanism text, policy text, aligned_spf boolean, aligned_dkim boolean,
+          answers bigint[])
+WHERE t.results IS NOT NULL AND a.kind IN ('spf', 'dkim', 'dmarc', 'arc');
+COMMENT ON VIEW authentication IS 'What authentication found: a row a result. Ask for a time by transaction_id: >= id_at(now() - interval ''1 day'').';
+COMMENT ON COLUMN authentication.ended_at IS 'When the transaction ended.';
+COMMENT ON COLUMN authentication.id IS 'The transaction''s id, as the client heard it.';
+COMMENT ON COLUMN authentication.method IS 'spf, dkim, dmarc or arc.';
+COMMENT ON COLUMN authentication.identity IS 'What was checked: helo or mailfrom for spf; i= for dkim; from for dmarc; seal for arc.';
+COMMENT ON COLUMN authentication.domain IS 'The domain that the result is about: that of the identity, d= for dkim, the author''s for dmarc, the newest sealer''s for arc. NULL where there is none.';
+COMMENT ON COLUMN authentication.result IS 'In the words of RFC 8601: none, pass, fail, softfail, neutral, policy, temperror or permerror.';
+COMMENT ON COLUMN authentication.problem IS 'Why it did not pass; NULL where there is nothing to say.';
+COMMENT ON COLUMN authentication.selector IS 's= of a dkim signature.';
+COMMENT ON COLUMN authentication.algorithm IS 'a= of a dkim signature.';
+COMMENT ON COLUMN authentication.mechanism IS 'What matched in the spf record, as it is written there.';
+COMMENT ON COLUMN authentication.policy IS 'What the author''s domain asks for in this case: none, quarantine or reject; "" where it has no policy. NULL for all but dmarc.';
+COMMENT ON COLUMN authentication.aligned_spf IS 'Whether spf passed for the author''s domain. NULL for all but dmarc.';
+COMMENT ON COLUMN authentication.aligned_dkim IS 'Whether dkim passed for the author''s domain. NULL for all but dmarc.';
+COMMENT ON COLUMN authentication.answers IS 'The dns_answer rows that it rests on, by digest.';
+COMMENT ON COLUMN authentication.client IS 'The client''s address.';
+COMMENT ON COLUMN authentication.reverse_path IS 'Whom the transaction is from; "" for the null path.';
+COMMENT ON COLUMN authentication.disposition IS 'What became of the transaction.';
+COMMENT ON COLUMN authentication.transaction_id IS 'The id as a number, by which the record is partitioned.';
+
+CREATE VIEW authentication_by_domain AS
+SELECT a.domain,
+       a.method,
+       a.result,
+       count(DISTINCT a.transaction_id) AS messages,
+       count(DISTINCT a.transaction_id) FILTER (WHERE a.disposition = 'accepted') AS accepted,
+       max(a.ended_at) AS last_seen_at
+FROM authentication a
+WHERE a.transaction_id >= id_at(now() - interval '30 days') AND a.domain <> ''
+GROUP BY a.domain, a.method, a.result;
+COMMENT ON VIEW authentication_by_domain IS 'How mail of each domain fared in authentication in the last 30 days: a row for a domain, method and result.';
+COMMENT ON COLUMN authentication_by_domain.domain IS 'The domain that was checked or that signed; the author''s for dmarc.';
+COMMENT ON COLUMN authentication_by_domain.method IS 'spf, dkim, dmarc or arc.';
+COMMENT ON COLUMN authentication_by_domain.result IS 'In the words of RFC 8601.';
+COMMENT ON COLUMN authentication_by_domain.messages IS 'How many transactions had that result, refused ones included.';
+COMMENT ON COLUMN authentication_by_domain.accepted IS 'How many of these were accepted and not put into Junk.';
+COMMENT ON COLUMN authentication_by_domain.last_seen_at IS 'When the last of them ended.';
 
 -- ---------------------------------------------------------------- directory functions
 
