@@ -25,7 +25,9 @@ from mailgate.message import MessageContent
 
 PIECE_OCTETS = 65536
 
-_NO_LINE_ENDS = bytes(octet for octet in range(256) if octet not in b"\r\n")
+# Where each CR stands, and each LF.
+_CR = bytes(octet == 0x0D for octet in range(256))
+_LF = bytes(octet == 0x0A for octet in range(256))
 _LINE_END = re.compile(rb"\r\n|\r|\n")
 
 
@@ -101,6 +103,11 @@ class _Collector:
         self._pending.clear()
         self._pending_octets = self.held_octets = 0
 
+    @property
+    def fed_octets(self) -> int:
+        """Of the content, those included that wait for the end of their line."""
+        return self.size_octets + len(self._carry)
+
     def content(self) -> MessageContent:
         """All of it. Only after the end was found, and only without a fault."""
         self._flush()
@@ -120,9 +127,8 @@ class _Collector:
 
     def _take(self, lines: bytes) -> None:
         """Check and keep whole lines, or a part of one that is longer than any line may be."""
-        # One pass that leaves nothing but line ends costs a third of counting CR, LF and CRLF.
-        line_ends = lines.translate(None, _NO_LINE_ENDS)
-        has_bare_line_ends = line_ends != b"\r\n" * (len(line_ends) // 2)
+        # Each LF right behind a CR, and each CR right before an LF. Half the time that counting CR, LF and CRLF takes.
+        has_bare_line_ends = b"\0" + lines.translate(_CR) != lines.translate(_LF) + b"\0"
         if has_bare_line_ends and self._tolerance.bare_line_ends:
             lines = _LINE_END.sub(b"\r\n", lines)
             has_bare_line_ends = False
@@ -219,7 +225,6 @@ class ChunkFramer(_Collector):
         if end < 2:
             self._carry_on(block)
             return
-        self._is_mid_line = False
         self._take(block[:end])
         self._carry_on(block[end:])
 

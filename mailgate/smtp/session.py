@@ -265,6 +265,14 @@ class _Transaction:
             case Discard(reason=reason):
                 self.discarded_by = self.discarded_by or (fate.policy, reason)
 
+    def meets_fates(self) -> None:
+        """Where each recipient's copy has a fate of its own, so has the message; in Junk if one of them is."""
+        fates = [recipient.fate for recipient in self.recipients if recipient.accepted]
+        common = [fate for fate in fates if fate is not None]
+        if len(common) == len(fates):
+            common.sort(key=lambda fate: isinstance(fate.verdict, Discard))
+            self.meets(common[0])
+
     def view(self) -> TransactionView:
         return TransactionView(self.id, self.started_at, self.reverse_path, tuple(self.recipients), self.notes)
 
@@ -296,6 +304,7 @@ class Session:
         "_received_octets",
         "_records",
         "_reference",
+        "_refused_notes",
         "_settings",
         "_skipped_line",
         "_time",
@@ -336,6 +345,7 @@ class Session:
         self._connect_fate: Fate | None = None
         self._fate: Fate | None = None  # of every message of the session, after CONNECT and HELO
         self._notes: tuple[object, ...] = ()  # of CONNECT and HELO
+        self._refused_notes: tuple[object, ...] = ()  # of the last refusal there, for the record
         self._transaction: _Transaction | None = None
         self._forward_path: ForwardPath | None = None
         self._chunk_left = self._chunk_octets = 0
@@ -536,6 +546,7 @@ class Session:
                 self._transactions,
                 self._errors,
                 self._dialogue_text(),
+                (() if self._transactions else self._notes) + self._refused_notes,
             )
         )
 
@@ -638,6 +649,7 @@ class Session:
     def _connect_decided(self, decision: Decision) -> None:
         refusal = self._refusal(decision)
         if refusal is not None:
+            self._refused_notes = decision.notes
             if refusal.is_transient:
                 self._end(refusal, Ending.REFUSED)
                 return
@@ -663,6 +675,7 @@ class Session:
         if refusal is not None:
             # Section 4.1.4: "The SMTP server MUST stay in the same state after transmitting these replies that it was
             # in before the EHLO was received."
+            self._refused_notes = decision.notes
             self._go_on(refusal)
             return
         # "EHLO ... MUST clear all buffers and reset the state exactly as if a RSET command has been issued."
@@ -816,7 +829,7 @@ class Session:
             self._chunk_refusal = _NO_RECIPIENTS
         elif transaction.framer is None:
             self._ask(Stage.DATA, self._bdat_decided)
-        elif transaction.framer.size_octets + command.size_octets > self._settings.limits.message_octets:
+        elif transaction.framer.fed_octets + command.size_octets > self._settings.limits.message_octets:
             transaction.framer.fail(Fault.TOO_LARGE)
 
     def _bdat_decided(self, decision: Decision) -> None:
@@ -893,6 +906,7 @@ class Session:
             self._refuse_content(refusal, decision.policy)
             return
         transaction = self._open_transaction()
+        transaction.meets_fates()
         accepted = _accepted(transaction.id)
         if transaction.discarded_by is not None:
             policy, reason = transaction.discarded_by

@@ -703,6 +703,18 @@ def test_a_proxy_header_has_to_arrive_whole_in_time() -> None:
     assert listener.factory.handshake_failures == 0
 
 
+def test_the_time_of_the_first_command_begins_with_the_greeting() -> None:
+    """Not with the connection: a proxy's header may be late."""
+    listener = Listener(proxy_from=PROXIES, timeouts=TIMEOUTS)
+    client = listener.connect("203.0.113.5")
+    listener.clock.advance(29)
+    client.send(b"PROXY UNKNOWN\r\n")
+    listener.clock.advance(299)
+    assert client.codes() == [220]
+    listener.clock.advance(1)
+    assert client.codes() == [421]
+
+
 def test_a_proxy_that_goes_leaves_nothing() -> None:
     listener = Listener(proxy_from=PROXIES)
     client = listener.connect("203.0.113.5")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Sequence
-from itertools import pairwise
+from itertools import pairwise, product
 
 import pytest
 from hypothesis import given, settings
@@ -139,6 +139,18 @@ def test_data_is_what_the_rules_say(octets: bytes, tolerance: Tolerance, max_oct
     assert data_outcome([octets], tolerance, max_octets, line_octets) == expected
 
 
+@pytest.mark.parametrize("tolerance", [STRICT, BARE, LOOSE], ids=["strict", "bare line ends", "tolerant"])
+@pytest.mark.parametrize("length", range(8))
+def test_every_arrangement_of_what_matters(length: int, tolerance: Tolerance) -> None:
+    """All that can be made of CR, LF, a period and a letter, whole and octet by octet: no luck is needed here."""
+    for letters in product(b"\r\n.x", repeat=length):
+        octets = bytes(letters) + b"\r\n.\r\n"
+        expected = independent_data(octets, tolerance, BIG, 998)
+        assert data_outcome([octets], tolerance, BIG, 998) == expected, octets
+        if length < 7:
+            assert data_outcome(cut_at(octets, range(len(octets))), tolerance, BIG, 998) == expected, octets
+
+
 @given(hostile)
 def test_what_is_tolerated_becomes_crlf_and_nothing_else_changes(octets: bytes) -> None:
     framer = DataFramer(BIG, 998, LOOSE)
@@ -249,6 +261,24 @@ def test_a_period_behind_a_tolerated_line_end_ends_nothing() -> None:
     assert framer.feed(sent * 1000) is None
     assert framer.feed(b".\r\nDATA\r\n.\r\nNOOP\r\n") == 12
     assert framer.content().joined().endswith(b"x\r\n.\r\nDATA\r\n")
+
+
+@pytest.mark.parametrize("before", [b"x" * 70 + b"\n", b"x"], ids=["a tolerated line end", "an endless line"])
+def test_a_period_that_is_kept_back_alone_ends_nothing(before: bytes) -> None:
+    """What came before it was taken away already, and was no CRLF."""
+    framer = DataFramer(BIG, 998, LOOSE)
+    assert framer.feed(before * (70_000 // len(before)) + b".") is None
+    assert framer.feed(b"\r\nDATA\r\n.\r\nNOOP\r\n") == 11
+    assert framer.content().joined().endswith(b".\r\nDATA\r\n")
+
+
+def test_an_endless_line_leaves_the_lines_behind_it_their_periods() -> None:
+    """RFC 5321 section 4.5.2, for a line that begins a read of its own."""
+    framer = DataFramer(BIG, 998, LONG)
+    for octets in (b"x" * 70_000, b"\r\n", b"..a\r\n", b"..", b"\r\n"):
+        assert framer.feed(octets) is None
+    assert framer.feed(b".\r\n") == 3
+    assert framer.content().joined().endswith(b"x\r\n.a\r\n.\r\n")
 
 
 @pytest.mark.parametrize("read", [1, 7, 1000, 65536])
