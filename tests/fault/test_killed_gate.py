@@ -49,3 +49,11 @@ def test_what_got_250_survives_kill_9_once_and_whole(gate: Gate, tmp_path: Path)
     """RFC 5321 section 6.1: it must not be lost for frivolous reasons; RFC 1047: nor doubled."""
     ledger = Ledger(tmp_path / "ledger")
     _kill_in_cycles(gate, ledger, cycles=4, seed=1)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("_round", range(3))
+def test_what_got_250_survives_many_kills(gate: Gate, tmp_path: Path, seed: int, _round: int) -> None:
+    """The same for a long time, from a random seed."""
+    ledger = Ledger(tmp_path / "ledger")
+    _kill_in_cycles(gate, ledger, cycles=60, seed=seed)

@@ -54,9 +54,18 @@ class Gate:
     """
 
     def __init__(
-        self, *, log: Path, dsn: str | None = None, mailboxes: tuple[str, ...], settings: str = ""
+        self,
+        *,
+        log: Path,
+        mailboxes: tuple[str, ...],
+        dsn: str | None = None,
+        wait_seconds: float = 5.0,
+        settings: str = "",
     ) -> None:
-        """`settings` are more tables of the configuration, as TOML. `log` is where it says what it does."""
+        """`log` is where it says what it does. `wait_seconds` is how long clients wait for a database that is away.
+
+        `settings` are more tables of the configuration, as TOML.
+        """
         # Not pytest's own folder: as root, PostgreSQL runs as another user, who has to get there.
         self.folder = Path(tempfile.mkdtemp(prefix="mailgate-test-"))
         self.port = free_port()
@@ -75,6 +84,7 @@ hostname = "mail.example.test"
 data_folder = "{self.folder}"
 [database]
 {database}
+wait_seconds = {wait_seconds}
 [tls]
 self_signed = true
 [listener.smtp]

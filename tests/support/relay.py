@@ -24,9 +24,9 @@ class Relay:
         name = f".s.PGSQL.{given.get('port', '5432')}"
         self._server = str(Path(given["host"]) / name)
         self.dsn: str = make_dsn(dsn, host=str(self._folder))
-        self.losses = 0
         self._marker: bytes | None = None
-        self._losses_left = 0
+        self._losses_left = 0  # whose query has not come yet
+        self._losses_open = 0  # whose answer has not come yet
         self._is_closed_after = False
         self._is_open = True
         self._lock = threading.Lock()
@@ -42,7 +42,13 @@ class Relay:
         PostgreSQL answers after COMMIT. With `then_close` no new connection gets through after the last loss.
         """
         with self._lock:
-            self._marker, self._losses_left, self._is_closed_after = marker, times, then_close
+            self._marker, self._is_closed_after = marker, then_close
+            self._losses_left = self._losses_open = times
+
+    def has_lost_all(self) -> bool:
+        """Whether that has happened as often as was asked for."""
+        with self._lock:
+            return not self._losses_open
 
     def shut(self) -> None:
         """End every connection, without a word, and let no new one through."""
@@ -107,8 +113,8 @@ class Relay:
         while data := server.recv(65536):
             if is_marked.is_set():
                 with self._lock:
-                    self.losses += 1
-                    if self._is_closed_after and not self._losses_left:
+                    self._losses_open -= 1
+                    if self._is_closed_after and not self._losses_open:
                         self._is_open = False
                 return
             client.sendall(data)
