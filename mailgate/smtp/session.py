@@ -269,7 +269,7 @@ class _Transaction:
         """Where each recipient's copy has a fate of its own, so has the message; in Junk if one of them is."""
         fates = [recipient.fate for recipient in self.recipients if recipient.accepted]
         common = [fate for fate in fates if fate is not None]
-        if len(common) == len(fates):
+        if common and len(common) == len(fates):
             common.sort(key=lambda fate: isinstance(fate.verdict, Discard))
             self.meets(common[0])
 

@@ -118,7 +118,7 @@ class KnownAnswers:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What is kept of several transactions or sessions: a value for each in both lists, and the answers that are new."""
+    """What is kept of some transactions or sessions: a value for each in both lists, and the answers that are new."""
 
     results: list[str | None]
     verdicts: list[str | None]

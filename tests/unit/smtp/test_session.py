@@ -10,7 +10,7 @@ import pytest
 from mailgate.ids import IdGenerator, encode_id
 from mailgate.message import MAX_HEADER_OCTETS
 from mailgate.policy.stage import Request, Role, SessionView, Stage, TlsState
-from mailgate.policy.verdict import Continue, Decision, Defer, Discard, Quarantine, Reject
+from mailgate.policy.verdict import Continue, Decision, Defer, Discard, Fate, Quarantine, Reject
 from mailgate.smtp.reply import reply
 from mailgate.smtp.session import (
     Action,
@@ -191,6 +191,72 @@ def test_a_discard_stores_nothing_and_is_recorded_with_its_reason() -> None:
     ((record,), _) = driver.records()
     assert (record.disposition, record.policy, record.reason) == (Disposition.DISCARDED, "known", "a known sender")
     assert record.sha256 == hashlib.sha256(b"x\r\n").digest()
+
+
+def fates(*verdicts: Quarantine | Discard) -> Decision:
+    """A decision at the end of data about single recipients, in their order."""
+    own = tuple((position, Fate(verdict, "picky")) for position, verdict in enumerate(verdicts))
+    return Decision(Continue(), fates=own)
+
+
+TWO_RECIPIENTS = ENVELOPE + b"RCPT TO:<carol@example.test>\r\nDATA\r\nx\r\n.\r\n"
+
+
+def test_a_message_that_is_discarded_for_each_of_its_recipients_is_discarded() -> None:
+    """There is nothing to store, and the client hears 250 all the same."""
+    driver = Driver().greeted()
+    decisions = {Stage.END_OF_DATA: fates(Discard("first"), Discard("second"))}
+    assert driver.run(TWO_RECIPIENTS, decisions) is None
+    assert driver.codes() == [250, 250, 250, 354, 250]
+    ((record,), _) = driver.records()
+    assert (record.disposition, record.policy, record.reason) == (Disposition.DISCARDED, "picky", "first")
+    assert [recipient.fate for recipient in record.transaction.recipients] == [
+        Fate(Discard("first"), "picky"),
+        Fate(Discard("second"), "picky"),
+    ]
+
+
+def test_a_message_that_each_recipient_has_in_junk_or_not_at_all_is_quarantined() -> None:
+    driver = Driver().greeted()
+    action = driver.run(TWO_RECIPIENTS, {Stage.END_OF_DATA: fates(Discard("no"), Quarantine("odd"))})
+    assert isinstance(action, Store)
+    assert (action.message.disposition, action.message.reason) == (Disposition.QUARANTINED, "odd")
+
+
+def test_a_message_that_one_recipient_has_as_usual_is_accepted() -> None:
+    driver = Driver().greeted()
+    action = driver.run(TWO_RECIPIENTS, {Stage.END_OF_DATA: fates(Discard("no"))})
+    assert isinstance(action, Store)
+    assert (action.message.disposition, action.message.policy) == (Disposition.ACCEPTED, "")
+    assert [recipient.fate is None for recipient in action.message.transaction.recipients] == [False, True]
+
+
+def test_what_was_found_before_a_refused_greeting_is_recorded_with_the_session() -> None:
+    """There is no transaction that could have it."""
+    for decisions in (
+        {Stage.CONNECT: Decision(Reject(reply(554, "5.7.1", "No")), "list", (Note("no"),))},
+        {Stage.HELO: Decision(Reject(reply(550, "5.7.23", "No")), "spf", (Note("no"),))},
+    ):
+        driver = Driver()
+        driver.run(b"EHLO client.example\r\n", decisions)
+        driver.session.connection_lost()
+        (_, (record,)) = driver.records()
+        assert record.notes == (Note("no"),)
+
+
+def test_what_was_found_before_mail_is_recorded_once() -> None:
+    """With the session where it began no transaction, else with the transactions."""
+    found = {Stage.HELO: Decision(Continue(), notes=(Note("helo"),))}
+    driver = Driver()
+    driver.run(b"EHLO client.example\r\n", found)
+    driver.session.connection_lost()
+    (_, (record,)) = driver.records()
+    assert record.notes == (Note("helo"),)
+    driver = Driver()
+    driver.run(b"EHLO client.example\r\n" + ENVELOPE + b"RSET\r\n", found)
+    driver.session.connection_lost()
+    ((transaction,), (record,)) = driver.records()
+    assert (transaction.transaction.notes, record.notes) == ((Note("helo"),), ())
 
 
 def test_a_header_section_that_does_not_end_is_refused() -> None:
