@@ -42,6 +42,7 @@ from mailgate.ids import IdGenerator
 from mailgate.listener import MailFactory, Rules, Timeouts, Tolerated
 from mailgate.notify import Notifier
 from mailgate.policy.chain import Chain, Member
+from mailgate.policy.fingerprint import PolicyConfiguration, configuration_of
 from mailgate.policy.limits import LimitsPolicy, NodeLimits, Usage
 from mailgate.policy.plugin import THREADS, Services, providers
 from mailgate.policy.recipients import RecipientsPolicy
@@ -249,8 +250,11 @@ class MailgateService(MultiService):
         services = Services(self._reactor, time.time, self._resolver, config.hostname, self._threads)
         known = providers()
         members: list[Member] = [Member(self._limits_policy), Member(RecipientsPolicy(self._directory))]
+        configurations: list[PolicyConfiguration] = []
         for use in config.policies:
             policy = known[use.use].make(use.options, services)
+            configuration = configuration_of(use.use, use.options)
+            configurations.append(configuration)
             members.append(
                 Member(
                     policy,
@@ -258,11 +262,12 @@ class MailgateService(MultiService):
                     frozenset(domain_key(domain) for domain in use.domains),
                     spares_loopback=config.dns.spare_loopback and getattr(policy, "waits_for_dns", False),
                     name=use.name,
+                    fingerprint=configuration.fingerprint,
                 )
             )
         members.append(Member(ResultsPolicy(config.hostname), is_essential=True))
         deadlines = config.deadlines
-        return Chain(
+        chain = Chain(
             self._reactor,
             members,
             {
@@ -274,6 +279,9 @@ class MailgateService(MultiService):
                 Stage.END_OF_DATA: deadlines.end_of_data_seconds,
             },
         )
+        if self._journal is not None:
+            self._journal.policies_configured(configurations)
+        return chain
 
     async def _listen(self) -> None:
         for listener in self._config.listeners:

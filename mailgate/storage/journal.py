@@ -4,6 +4,8 @@ Written behind the reply, in batches, on a connection of its own, and without wa
 waits for it. It is bounded, and loses records rather than memory: what comes while it is full is counted in `dropped`.
 Records of the last half second may be lost when a database server crashes; mail is not written here.
 
+It also keeps how the policies are configured, which verdicts refer to.
+
 Accepted transactions are written with their messages, in `mailgate.storage.mailbox`.
 """
 
@@ -26,11 +28,12 @@ from mailgate.storage.queries import QUERIES
 from mailgate.storage.records import SessionRecord, TransactionRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from twisted.internet.interfaces import IDelayedCall, IReactorTime
     from twisted.python.failure import Failure
 
+    from mailgate.policy.fingerprint import PolicyConfiguration
     from mailgate.storage.pool import Connection, Pool
 
 FLUSH_SECONDS = 0.25
@@ -64,6 +67,7 @@ class Journal:
         self._max_records = max_records
         self._max_octets = max_octets
         self._records: deque[SessionRecord | TransactionRecord] = deque()
+        self._policies: tuple[PolicyConfiguration, ...] = ()  # that are not written yet
         self._octets = 0
         self._known_answers = KnownAnswers(clock.seconds)
         self._timer: IDelayedCall | None = None
@@ -82,6 +86,12 @@ class Journal:
         """Keep a session."""
         self._keep(record)
 
+    def policies_configured(self, configurations: Iterable[PolicyConfiguration]) -> None:
+        """Keep how policies are configured from now on."""
+        self._policies += tuple(configurations)
+        if self._policies and self._writing is None and self._timer is None and not self._is_stopped:
+            self._timer = self._clock.callLater(0, self._flush)
+
     async def stop(self, timeout_seconds: float = 5.0) -> None:
         """Write what is kept, for so long; the rest is given up. Nothing is kept from now on."""
         self._is_stopped = True
@@ -89,6 +99,8 @@ class Journal:
         self._cancel_timer()
         if self._writing is not None:
             await _end_of(self._writing)
+        if self._policies:
+            await self._write_policies(timeout_seconds)
         while self._records and self._clock.seconds() < deadline:
             if not await self._write_some(deadline - self._clock.seconds()):
                 break
@@ -132,13 +144,16 @@ class Journal:
         """Write all that is kept, or try again in a moment."""
         delay_seconds = FLUSH_SECONDS
         try:
+            if self._policies and not await self._write_policies(10.0):
+                delay_seconds = _RETRY_SECONDS
+                return
             while len(self._records) and not self._is_stopped:
                 if not await self._write_some(10.0):
                     delay_seconds = _RETRY_SECONDS
                     break
         finally:
             self._writing = None
-            if self._records and not self._is_stopped:
+            if (self._records or self._policies) and not self._is_stopped:
                 self._timer = self._clock.callLater(delay_seconds, self._flush)
 
     async def _write_some(self, timeout_seconds: float) -> bool:
@@ -151,6 +166,23 @@ class Journal:
         for record in records:
             self._records.popleft()
             self._octets -= _octets_of(record)
+        return True
+
+    async def _write_policies(self, timeout_seconds: float) -> bool:
+        """Whether the policies' configurations are done with: written, or impossible to write."""
+        policies = self._policies
+        statement = QUERIES["record_policies"] % {
+            b"fingerprint": literal.encoded(literal.text_array([each.fingerprint for each in policies])),
+            b"policy": literal.encoded(literal.text_array([each.policy for each in policies])),
+            b"options": literal.encoded(literal.text_array([each.options for each in policies])),
+        }
+        try:
+            await self._pool.execute(statement, timeout_seconds=timeout_seconds)
+        except StorageUnavailable:
+            return False
+        except Exception as error:
+            self._refuse(error)
+        self._policies = self._policies[len(policies) :]
         return True
 
     async def _write(self, records: Sequence[SessionRecord | TransactionRecord], timeout_seconds: float) -> None:
