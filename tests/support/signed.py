@@ -66,7 +66,7 @@ def content_of(message: bytes, *cuts: int) -> MessageContent:
     return MessageContent(pieces, len(message), b"")
 
 
-def answers_of(records: Mapping[str, bytes | Sequence[bytes] | Outcome]) -> Answers:
+def answers_of(records: Mapping[str, bytes | Sequence[bytes] | Outcome] | Mapping[str, bytes | Outcome]) -> Answers:
     """Answers that know these TXT records; an Outcome is that of a name that has none."""
     known: dict[Question, Answer] = {}
     for name, found in records.items():
