@@ -52,6 +52,7 @@ _MAX_NEGATIVE_SECONDS: Final = 10_800.0  # RFC 2308 section 5
 _MAX_RESTARTS: Final = 8  # where a server gives a CNAME and not what it leads to
 _MAX_TTL_SECONDS: Final = (1 << 31) - 1  # RFC 2181 section 8
 _SHUNNED_SECONDS: Final = 30.0
+_SHUNNED_AFTER: Final = 3  # look-ups in a row
 
 _log = Logger()
 
@@ -70,12 +71,17 @@ def servers_from_resolv_conf(path: Path = _RESOLV_CONF) -> tuple[tuple[str, int]
 
 
 class _Server(dns.nameserver.Do53Nameserver):
-    """A server, and until when others are asked before it because it did not answer."""
+    """A server, and until when others are asked before it because it does not answer.
+
+    One look-up without an answer says little: the name's own servers may be the slow ones.
+    """
 
     def __init__(self, reactor: Any, address: str, port: int) -> None:  # Any: as in CachingResolver
         super().__init__(address, port)
         self._reactor = reactor
         self.shunned_until = 0.0
+        self._unanswered = 0  # look-ups since the last answer
+        self._last_unanswered: dns.message.QueryMessage | None = None  # which is asked again, but counts once
 
     def __str__(self) -> str:
         return f"{self.address} port {self.port}"
@@ -87,16 +93,29 @@ class _Server(dns.nameserver.Do53Nameserver):
         """
         try:
             response = await super().async_query(request, *args, **kwargs)
-        except (dns.exception.Timeout, OSError):
-            self.shunned_until = self._reactor.seconds() + _SHUNNED_SECONDS
+        except (dns.exception.Timeout, OSError) as error:
+            if request is not self._last_unanswered:
+                self._last_unanswered = request
+                self._note_silence(error)
             raise
         if response.rcode() in (dns.rcode.FORMERR, dns.rcode.NOTIMP) and request.edns >= 0:
             request.use_edns(False)
             response = await super().async_query(request, *args, **kwargs)
         if response.flags & dns.flags.TC:
             raise dns.message.Truncated(message=response)  # type: ignore[no-untyped-call]  # dnspython's
+        if self._unanswered >= _SHUNNED_AFTER:
+            _log.info("DNS server {server} answers again", server=str(self))
+        self._unanswered = 0
+        self._last_unanswered = None
         self.shunned_until = 0.0
         return response
+
+    def _note_silence(self, error: Exception) -> None:
+        self._unanswered += 1
+        if self._unanswered >= _SHUNNED_AFTER:
+            self.shunned_until = self._reactor.seconds() + _SHUNNED_SECONDS
+        if self._unanswered == _SHUNNED_AFTER:
+            _log.warn("DNS server {server} does not answer: {problem}", server=str(self), problem=str(error))
 
 
 class _Flight:

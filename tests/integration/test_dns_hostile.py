@@ -6,6 +6,7 @@ import socket
 import struct
 from collections.abc import Iterable
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import dns.flags
@@ -14,8 +15,10 @@ import dns.rcode
 import dns.rdatatype
 import dns.rrset
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.error import CannotListenError
 from twisted.internet.task import deferLater
-from twisted.trial.unittest import TestCase
+from twisted.logger import capturedLogs
+from twisted.trial.unittest import SkipTest, TestCase
 
 from mailgate.dns.answer import Answer, Outcome, RecordType
 from mailgate.dns.backend import MAX_CANDIDATES, MAX_DATAGRAMS, TwistedBackend
@@ -26,6 +29,10 @@ from tests.support.waiting import reactor, until
 
 ZONE = Zone("host.example.test A 192.0.2.1\nbig.example.test TXT " + " ".join(f'"{"x" * 250}"' for _ in range(240)))
 GOOD = from_zone(ZONE)
+
+
+def open_descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def silent(query: Query) -> Iterable[bytes]:
@@ -229,11 +236,19 @@ class Datagrams(Case):
         assert (query.message.edns, query.message.payload, query.message.ednsflags) == (0, 1232, 0)
 
     async def test_the_next_server_is_asked_and_preferred_for_a_while(self) -> None:
-        """Who is silent costs one look-up, not each of them."""
-        resolver = self.resolver(silent, GOOD, deadline_seconds=10, cache_entries=0)
-        await self.assert_found(resolver)
-        await self.assert_found(resolver)
-        assert [len(server.queries) for server in self.servers] == [1, 2]
+        """Who is silent costs three look-ups, not each of them, and a line in the log; and is not forgotten."""
+        resolver = self.resolver(silent, GOOD, timeout_seconds=0.1, deadline_seconds=10, cache_entries=0)
+        with capturedLogs() as events:
+            for _ in range(5):
+                await self.assert_found(resolver)
+        assert [len(server.queries) for server in self.servers] == [3, 5]
+        assert [event["server"] for event in events] == [f"{HOST} port {self.servers[0].port}"]
+        self.servers[0].respond = GOOD
+        await self.servers[1].stop()
+        with capturedLogs() as events:
+            for _ in range(2):
+                await self.assert_found(resolver)
+        assert [event["log_format"] for event in events] == ["DNS server {server} answers again"]
 
     async def test_a_server_that_fails_is_not_the_last_word(self) -> None:
         """SERVFAIL of one, an answer of the next."""
@@ -382,3 +397,57 @@ class Cancelled(Case):
         held[0].send(good(held[0]))
         assert (await second).records == ("192.0.2.1",)
         assert len(self.queries) == 1
+
+
+class Traces(Case):
+    """What a look-up leaves behind, however it ends: nothing."""
+
+    async def test_no_descriptor_stays_open(self) -> None:
+        """After answers over both transports, failures, and look-ups that nobody waits for any more."""
+
+        def respond(query: Query) -> Iterable[bytes]:
+            name = query.message.question[0].name.to_text()
+            if name.startswith("silent") or (name.startswith("half") and query.is_tcp):
+                return ()
+            return [truncated(query)] if name.startswith("half") else [good(query)]
+
+        resolver = self.resolver(respond)
+        await self.assert_found(resolver)
+        before = open_descriptors()
+        waiters = []
+        for number in range(20):
+            for kind in ("silent", "half", "host", "big"):
+                waiter = resolver.lookup(f"{kind}{number}.test", RecordType.TXT)
+                assert isinstance(waiter, Deferred)
+                waiters.append(waiter)
+        await until(reactor, lambda: len(self.queries) >= 80, what="the queries")
+        for waiter in waiters[::3]:
+            waiter.addErrback(lambda failure: failure.trap(CancelledError))
+            waiter.cancel()
+        for waiter in waiters:
+            await waiter
+        await until(reactor, lambda: not self.backend.open_sockets and not self.servers[0].connections, what="the end")
+        await until(reactor, lambda: open_descriptors() <= before, what="the descriptors' end")
+
+    async def test_an_ordinary_look_up_writes_no_line_to_the_log(self) -> None:
+        """Over UDP, TCP, and where it fails: Twisted's ports would write several."""
+        resolver = self.resolver(GOOD)
+        with capturedLogs() as events:
+            await self.assert_found(resolver)
+            await self.ask(resolver, "big.example.test", RecordType.TXT)
+            self.servers[0].respond = silent
+            await self.assert_fails(resolver, "no answer", name="other.example.test")
+        assert events == []
+
+    async def test_a_server_may_have_an_ipv6_address(self) -> None:
+        """Over both transports."""
+        try:
+            server = LoopbackServer(reactor, GOOD, "::1")
+        except CannotListenError as error:
+            raise SkipTest("there is no IPv6 here") from error
+        self.servers.append(server)
+        resolver = self.resolver(deadline_seconds=10, timeout_seconds=10)
+        await self.assert_found(resolver)
+        answer = await self.ask(resolver, "big.example.test", RecordType.TXT)
+        assert len(answer.records) == 1
+        assert [query.is_tcp for query in server.queries] == [False, False, True]

@@ -155,17 +155,23 @@ Respond = Callable[[Query], Iterable[bytes] | None]
 class LoopbackServer:
     """A server on UDP and TCP that answers each query with the messages that a function gives it."""
 
-    def __init__(self, reactor: Any, respond: Respond) -> None:  # Any: Twisted types the reactor as less than it is
+    def __init__(
+        self,
+        reactor: Any,  # Any: Twisted types the reactor as less than it is
+        respond: Respond,
+        host: str = HOST,
+    ) -> None:
+        self.host = host
         self.queries: list[Query] = []
         self.connections: list[Protocol] = []
         self.respond = respond
         self._reactor = reactor
         for _ in range(20):
-            self._datagrams = reactor.listenUDP(0, _Datagrams(self), interface=HOST, maxPacketSize=65_535)
+            self._datagrams = reactor.listenUDP(0, _Datagrams(self), interface=host, maxPacketSize=65_535)
             self.port: int = self._datagrams.getHost().port
             factory = Factory.forProtocol(lambda: _Connection(self))
             try:
-                self._stream = reactor.listenTCP(self.port, factory, interface=HOST)
+                self._stream = reactor.listenTCP(self.port, factory, interface=host)
             except CannotListenError:
                 self._datagrams.stopListening()
                 continue
@@ -175,7 +181,7 @@ class LoopbackServer:
     @property
     def place(self) -> tuple[str, int]:
         """As a resolver is told of it."""
-        return HOST, self.port
+        return self.host, self.port
 
     def stop_stream(self) -> None:
         """Take no more connections."""
