@@ -64,6 +64,13 @@ _QUICK_CASES = ("4KB-20-one-plain", "4KB-200-one-plain", "4KB-20-many-plain", "1
 @click.option("--list", "is_listed", is_flag=True, help="Say what there is to measure.")
 @click.option("--rounds", type=click.IntRange(1), help="Rounds of each case: ours, Postfix, ours, Postfix.")
 @click.option("--load", type=click.Choice(["auto", "smtp-source", "own"]), default="auto", help="What loads.")
+@click.option(
+    "--postfix-parameter",
+    "postfix_parameters",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="A line more of Postfix's main.cf, as default_process_limit=250; may be repeated.",
+)
 @click.option("--no-postfix", is_flag=True, help="Leave the reference out.")
 @click.option(
     "--folder",
@@ -85,6 +92,7 @@ def main(
     is_listed: bool,
     rounds: int | None,
     load: str,
+    postfix_parameters: tuple[str, ...],
     no_postfix: bool,
     folder: Path | None,
     nice: int | None,
@@ -110,7 +118,10 @@ def main(
         results = Results(description(place))
         console.print(", ".join(f"{key} {value}" for key, value in results.machine.items()))
         try:
-            _run(place, wanted, results, _QUICK if quick else _FULL, rounds, load, has_reference=not no_postfix)
+            parameters = None if no_postfix else postfix_parameters
+            if parameters:
+                results.machine["postfix"] += f" ({', '.join(parameters)})"
+            _run(place, wanted, results, _QUICK if quick else _FULL, rounds, load, parameters)
         except ServerFailed as why:
             raise click.ClickException(str(why)) from why
         finally:
@@ -178,9 +189,9 @@ def _run(
     extent: _Extent,
     rounds: int | None,
     load: str,
-    *,
-    has_reference: bool,
+    postfix_parameters: tuple[str, ...] | None,
 ) -> None:
+    """`postfix_parameters` is None where Postfix is left out."""
     deadline = time.monotonic() + extent.total_seconds
     files = memory.raise_open_files(8192)
     certificate, key = make_certificate(place, "mx.bench.test")
@@ -195,9 +206,9 @@ def _run(
     with contextlib.ExitStack() as servers:
         gate = servers.enter_context(Gate(place / "gate", certificate, key))
         reference: Postfix | None = None
-        if has_reference:
+        if postfix_parameters is not None:
             try:
-                reference = servers.enter_context(Postfix(place / "postfix", certificate, key))
+                reference = servers.enter_context(Postfix(place / "postfix", certificate, key, postfix_parameters))
             except (LeftOut, ServerFailed) as why:
                 results.left_out.append(f"Postfix ({why})")
         if (nice := os.getpriority(os.PRIO_PROCESS, 0)) != 0:

@@ -88,8 +88,8 @@ class Postfix:
     tls_port = 4651
     answers_noop = False  # a second of pause for each beyond smtpd_junk_command_limit
 
-    def __init__(self, folder: Path, certificate: Path, key: Path) -> None:
-        """`folder` has to be one that any user may search.
+    def __init__(self, folder: Path, certificate: Path, key: Path, parameters: tuple[str, ...] = ()) -> None:
+        """`folder` has to be one that any user may search. `parameters` are lines of main.cf that come last.
 
         @raises LeftOut: Postfix is not installed, or this user may not start it.
         """
@@ -121,7 +121,9 @@ class Postfix:
         }
         for name in ("command_directory", "daemon_directory", "meta_directory", "shlib_directory"):
             values[name] = _default(name)
-        (self._configuration / "main.cf").write_text(_MAIN.format(**values))
+        (self._configuration / "main.cf").write_text(
+            _MAIN.format(**values) + "".join(f"{parameter}\n" for parameter in parameters)
+        )
         (self._configuration / "master.cf").write_text(_MASTER.format(**values))
         maildirs = (f"{mailbox} {mailbox.partition('@')[0]}/\n" for mailbox in MAILBOXES)
         (self._configuration / "mailboxes").write_text("".join(maildirs))

@@ -142,7 +142,14 @@ def goals(results: Results) -> list[Goal]:
 
 def markdown(results: Results) -> str:
     """The whole result as a page."""
-    lines = ["# A run", "", "On: " + ", ".join(f"{key} {value}" for key, value in results.machine.items()) + ".", ""]
+    lines = [
+        "# A run",
+        "",
+        "On: " + ", ".join(f"{key} {value}" for key, value in results.machine.items()) + ".",
+        "",
+        "Compare the ratios, not the figures, and give little for rows in which others used more than a few percent.",
+        "",
+    ]
     if found := goals(results):
         lines += _markdown_table(
             ("aim", "", "found", "met"), [(one.what, one.aim, one.found, _yes(one.is_met)) for one in found]
