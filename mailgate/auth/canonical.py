@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 # After so many octets of a body the walk offers to be interrupted. The worst of bodies takes some 15 ms for them.
 STEP_OCTETS = 512 * 1024
 
-_EMPTY_LINES = b"\r\n" * 16384
+# What is hashed of a long run of empty lines at a time.
+_EMPTY_LINES = b"\r\n" * (STEP_OCTETS // 2)
 
 
 class MalformedHeader(Exception):
@@ -125,7 +126,7 @@ def body_hashes_in_steps(content: MessageContent, forms: Iterable[BodyForm]) -> 
                 octets = 0
             octets += len(block)
             for walk in walks:
-                walk.update(block)
+                yield from walk.update(block)
     return {BodyForm(walk.is_relaxed, length): result for walk in walks for length, result in walk.finish()}
 
 
@@ -154,8 +155,8 @@ class _BodyWalk:
         self._octets = 0
         self._sinks = [(length, hashlib.sha256()) for length in lengths]
 
-    def update(self, block: bytes) -> None:
-        """Take the next octets of the body."""
+    def update(self, block: bytes) -> Iterator[None]:
+        """Take the next octets of the body. Yields where many empty lines that were held back have to be hashed now."""
         data = self._carry + block if self._carry else block
         held = 0
         if self.is_relaxed:
@@ -172,7 +173,7 @@ class _BodyWalk:
         crlfs = _crlfs_at_end(data, end)
         end -= 2 * crlfs
         if end:
-            self._emit_line_ends()
+            yield from self._emit_line_ends()
             self._emit(data[:end])
             self._crlfs = crlfs
         else:
@@ -185,19 +186,23 @@ class _BodyWalk:
         remains in the simple form (RFC 6376 section 3.4.3), and nothing in the relaxed form (section 3.4.4).
         """
         if self._carry:
-            self._emit_line_ends()
+            for _ in self._emit_line_ends():
+                pass
             self._emit(self._carry)
         if self._octets or not self.is_relaxed:
             self._emit(b"\r\n")
         for length, sha256 in self._sinks:
             yield length, BodyHash(sha256.digest(), self._octets)
 
-    def _emit_line_ends(self) -> None:
+    def _emit_line_ends(self) -> Iterator[None]:
         left = 2 * self._crlfs
         self._crlfs = 0
-        while left > 0:
+        while left > STEP_OCTETS:
+            self._emit(_EMPTY_LINES)
+            left -= STEP_OCTETS
+            yield
+        if left:
             self._emit(_EMPTY_LINES[:left])
-            left -= len(_EMPTY_LINES)
 
     def _emit(self, octets: bytes) -> None:
         for length, sha256 in self._sinks:
