@@ -26,6 +26,7 @@ import re
 import urllib.parse
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
+from itertools import islice
 from typing import Any, Literal
 
 import spf
@@ -48,14 +49,19 @@ _VERSION = re.compile(rb"v=spf1(?: |\Z)", re.IGNORECASE)
 #   modifier = redirect / explanation / unknown-modifier
 #   unknown-modifier = name "=" macro-string
 #   name = ALPHA *( ALPHA / DIGIT / "-" / "_" / "." )
-_MODIFIER = re.compile(r"([A-Za-z][A-Za-z0-9\-_.]*+)=(.*)", re.DOTALL)
+_MODIFIER = re.compile(r"([A-Za-z][A-Za-z0-9\-_.]*+)=(.*+)", re.DOTALL)
 #   macro-expand = ( "%{" macro-letter transformers *delimiter "}" ) / "%%" / "%_" / "%-"
 #   transformers = *DIGIT [ "r" ]
 #   delimiter    = "." / "-" / "+" / "," / "/" / "_" / "="
 _MACRO = re.compile(r"%(?:\{([slodiphcrtv])([0-9]*+)(r?)([.\-+,/_=]*+)\}|([%_-]))", re.IGNORECASE)
+# A term that asks for the name that stands in it, or for the current one.
+_ASKING = re.compile(
+    r"(?:[+\-?~]?include:|redirect=)(?P<record>[^%]++)|[+\-?~]?(?P<host>a|mx)(?::(?P<of>[^%/]++))?(?:/[0-9/]++)?",
+    re.IGNORECASE,
+)
 _PRINTABLE = re.compile(r"[\x20-\x7e]*+")
-_NOT_PRINTABLE = re.compile(r"[^\x20-\x7e]+")
-_DOMAIN = re.compile(r"[a-z0-9_.\-]+")
+_NOT_PRINTABLE = re.compile(r"[^\x20-\x7e]++")
+_DOMAIN = re.compile(r"[a-z0-9_.\-]++")
 
 _LITERAL_MACROS = {"%": "%", "_": " ", "-": "%20"}
 _FOR_EXPLANATIONS = frozenset("crt")
@@ -233,12 +239,16 @@ class _Query(spf.query):  # type: ignore[misc]  # pyspf has no types
     def _addresses(self, name: str, record_type: str, *, ignore_void: bool = False) -> list[str]:
         return self.dns(name, record_type, ignore_void=ignore_void) if name else []
 
+    def _expect_addresses(self, names: Iterable[str]) -> None:
+        self._answers.expect(Question(name, RecordType(self.A)) for name in names if _is_possible(name))
+
     def dns_mx(self, domainname: str) -> Iterator[str]:
         """The addresses of the hosts that take a domain's mail, in order: the mechanism `mx`."""
         self._count_term()
         hosts = sorted(self.dns(domainname, "MX"))
         if len(hosts) > MAX_HOSTS:
             raise spf.PermError(f"{domainname} has more than {MAX_HOSTS} MX records")
+        self._expect_addresses(host for _, host in hosts)
         return (address for _, host in hosts for address in self._addresses(host, self.A))
 
     def validated_ptrs(self) -> list[str]:
@@ -252,6 +262,7 @@ class _Query(spf.query):  # type: ignore[misc]  # pyspf has no types
             names = self.dns(reverse, "PTR", ignore_void=ignore_void)[:MAX_HOSTS]
         except spf.TempError:
             return []
+        self._expect_addresses(names)
         return [name for name in names if self._leads_back(name, ignore_void=ignore_void)]
 
     def _leads_back(self, name: str, *, ignore_void: bool) -> bool:
@@ -299,7 +310,18 @@ class _Query(spf.query):  # type: ignore[misc]  # pyspf has no types
 
     def check0(self, record: str | None, recursion: int) -> Any:
         """Evaluate a record, its modifiers in the form that pyspf takes."""
-        return super().check0(" ".join(_known_terms(record)) if record else record, recursion)
+        if record:
+            self._answers.expect(self._questions_of(record, self.d))
+            record = " ".join(_known_terms(record))
+        return super().check0(record, recursion)
+
+    def _questions_of(self, record: str, domain: str) -> Iterator[Question]:
+        """What the terms of a record ask for, as far as that stands in it, and as many as may be evaluated."""
+        kinds = {None: RecordType.TXT, "a": RecordType(self.A), "mx": RecordType.MX}
+        for term in islice(filter(None, map(_ASKING.fullmatch, record.split(" "))), MAX_TERMS):
+            name = (term["record"] or term["of"] or domain).removesuffix(".").lower()
+            if _is_possible(name):
+                yield Question(name, kinds[term["host"] and term["host"].lower()])
 
     def validate_mechanism(self, mech: str) -> Any:
         """Read a mechanism. @raises spf.PermError: it is malformed."""

@@ -65,21 +65,26 @@ class Answer:
 
 
 class Missing(Exception):
-    """An evaluation needs answers to these questions before it can go on."""
+    """An evaluation needs answers to these questions before it can go on.
 
-    def __init__(self, questions: Iterable[Question]) -> None:
+    Those in `ahead` it may need later: they are looked up meanwhile, and not waited for.
+    """
+
+    def __init__(self, questions: Iterable[Question], ahead: Iterable[Question] = ()) -> None:
         super().__init__()
         self.questions = frozenset(questions)
+        self.ahead = frozenset(ahead)
 
 
 class Answers:
     """The answers that an evaluation may use; it notes which it has asked for."""
 
-    __slots__ = ("_known", "used")
+    __slots__ = ("_expected", "_known", "used")
 
     def __init__(self, known: dict[Question, Answer]) -> None:
         """`known` is shared with whoever adds to it."""
         self._known = known
+        self._expected: list[Iterable[Question]] = []
         self.used: dict[Question, Answer] = {}
 
     def get(self, name: str, record_type: RecordType) -> Answer:
@@ -87,7 +92,7 @@ class Answers:
         question = Question(name, record_type)
         answer = self._known.get(question)
         if answer is None:
-            raise Missing((question,))
+            raise Missing((question,), (q for questions in self._expected for q in questions if q not in self._known))
         self.used[question] = answer
         return answer
 
@@ -96,3 +101,7 @@ class Answers:
         missing = [question for question in questions if question not in self._known]
         if missing:
             raise Missing(missing)
+
+    def expect(self, questions: Iterable[Question]) -> None:
+        """Say what may be asked later. It is gone through only where something is missing, and at most once."""
+        self._expected.append(questions)

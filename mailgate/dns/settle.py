@@ -6,9 +6,9 @@ Standards: none; the bound on passes is ours, the bounds on look-ups are the eva
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
-from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.defer import CancelledError, Deferred
 
 from mailgate.dns.answer import Answer, Answers, Missing, Question
 
@@ -38,31 +38,84 @@ def settle(
 
     Cancelling the Deferred cancels the look-ups that nobody else waits for.
     """
-    answers = {} if known is None else known
-    for _ in range(MAX_PASSES):
+    settling = _Settling(evaluate, resolver, {} if known is None else known)
+    if settling.goes_through():
+        return settling.result
+    return Deferred.fromCoroutine(settling.wait())
+
+
+class _Settling(Generic[_T]):
+    """One evaluation, and what is on its way for it."""
+
+    __slots__ = ("_ahead", "_answers", "_evaluate", "_passes", "_resolver", "_waiting", "result")
+
+    result: _T
+
+    def __init__(self, evaluate: Callable[[Answers], _T], resolver: Resolver, answers: dict[Question, Answer]) -> None:
+        self._evaluate = evaluate
+        self._resolver = resolver
+        self._answers = answers
+        self._passes = 0
+        self._waiting: list[Deferred[Answer]] = []
+        self._ahead: dict[Question, Deferred[Answer]] = {}
+
+    def goes_through(self) -> bool:
+        """Evaluate until there is a result, or something has to be waited for. @raises Unsettled: neither comes."""
+        while self._passes < MAX_PASSES:
+            self._passes += 1
+            try:
+                self.result = self._evaluate(Answers(self._answers))
+            except Missing as missing:
+                if self._look_up(missing):
+                    return False
+            except Exception:
+                self._drop()
+                raise
+            else:
+                self._drop()
+                return True
+        self._drop()
+        raise Unsettled
+
+    def _look_up(self, missing: Missing) -> bool:
+        """Ask for what is missing; whether any of it takes time."""
+        for question in missing.questions:
+            deferred = self._ahead.pop(question, None) or self._asked(question)
+            if deferred is not None:
+                self._waiting.append(deferred)
+        for question in missing.ahead - missing.questions - self._ahead.keys():
+            deferred = self._asked(question)
+            if deferred is not None:
+                self._ahead[question] = deferred
+        return bool(self._waiting)
+
+    def _asked(self, question: Question) -> Deferred[Answer] | None:
+        """None where the answer is there, else a Deferred of it."""
+        answer = self._resolver.lookup(question.name, question.type)
+        if isinstance(answer, Answer):
+            self._answers[question] = answer
+            return None
+        return answer.addCallback(self._arrived, question)
+
+    def _arrived(self, answer: Answer, question: Question) -> Answer:
+        self._answers[question] = answer
+        self._ahead.pop(question, None)
+        return answer
+
+    async def wait(self) -> _T:
+        """What it comes to once the answers are there."""
         try:
-            return evaluate(Answers(answers))
-        except Missing as missing:
-            waiting = []
-            for question in missing.questions:
-                answer = resolver.lookup(question.name, question.type)
-                if isinstance(answer, Answer):
-                    answers[question] = answer
-                else:
-                    waiting.append((question, answer))
-        if waiting:
-            return Deferred.fromCoroutine(_settle_later(evaluate, resolver, answers, waiting))
-    raise Unsettled
+            while True:
+                while self._waiting:
+                    await self._waiting[0]
+                    del self._waiting[0]
+                if self.goes_through():
+                    return self.result
+        finally:
+            self._drop()
 
-
-async def _settle_later(
-    evaluate: Callable[[Answers], _T],
-    resolver: Resolver,
-    answers: dict[Question, Answer],
-    waiting: list[tuple[Question, Deferred[Answer]]],
-) -> _T:
-    found = await gatherResults([deferred for _, deferred in waiting], consumeErrors=True)
-    for (question, _), answer in zip(waiting, found, strict=True):
-        answers[question] = answer
-    result = settle(evaluate, resolver, answers)
-    return await result if isinstance(result, Deferred) else result
+    def _drop(self) -> None:
+        """Cancel what is not needed any more."""
+        for deferred in (*self._waiting, *self._ahead.values()):
+            deferred.addErrback(lambda failure: failure.trap(CancelledError) and None)
+            deferred.cancel()

@@ -24,15 +24,13 @@ class SuiteOnTheWire(TestCase):
         wrong = await gatherResults(
             [few.run(Deferred.fromCoroutine, self.differs(case)) for case in cases()], consumeErrors=True
         )
-        self.assertEqual([each for each in wrong if each], [])
+        assert not list(filter(None, wrong))
 
     async def differs(self, case: Case) -> str:
         """Why it is wrong, or nothing."""
         backend = TwistedBackend(reactor)
         server = LoopbackServer(reactor, from_zone(zone_of(case)))
-        resolver = CachingResolver(
-            reactor, [server.place], timeout_seconds=1.5, deadline_seconds=1.5, backend=backend
-        )
+        resolver = CachingResolver(reactor, [server.place], timeout_seconds=1.5, deadline_seconds=1.5, backend=backend)
         try:
             _, verdict = await verdicts(case, resolver, SpfOptions())
         finally:
