@@ -194,7 +194,7 @@ _AUTH_CANCELLED = reply(501, "5.7.0", "Authentication cancelled")
 _AUTH_MALFORMED = reply(501, "5.5.2", "That is not base64")
 _AUTHENTICATED = reply(235, "2.7.0", "Authenticated")
 _LINE_TOO_LONG = reply(500, "5.5.2", "Line too long")
-_BARE_LF_IN_COMMAND = reply(500, "5.5.2", "A line ends in CRLF (RFC 5321 section 2.3.8)")
+_BARE_LF = reply(500, "5.5.2", "A line ends in CRLF (RFC 5321 section 2.3.8); closing")
 _UTF8_NOT_ASKED = reply(553, "5.6.7", "That address needs SMTPUTF8 in MAIL")
 _TOO_MANY_RECIPIENTS = reply(452, "4.5.3", "Too many recipients; send the rest in another transaction")
 _TOO_MANY_TRANSACTIONS = reply(421, "4.7.0", "Too many transactions in this session; connect again")
@@ -577,8 +577,9 @@ class Session:
         return True
 
     def _not_a_command(self, start: bytes, refusal: Reply) -> None:
-        if start.upper() == b"BDAT":
-            # Where the chunk ends is unknown: what follows must not be taken for commands.
+        # Behind a chunk of unknown size, and behind LF alone, it is unknown what the client takes for commands: an LF
+        # that somebody smuggled into an argument would else begin one.
+        if start.upper() == b"BDAT" or refusal is _BARE_LF:
             self._end(refusal, Ending.LIMIT)
         else:
             self._go_on(refusal)
@@ -599,10 +600,9 @@ class Session:
         if self._skipped_line or end > max_octets:
             self._skipped_line = self._skipped_line or data[:4]
             return _LINE_TOO_LONG
-        if end == 0 or data[end - 1] != 0x0D:
-            self._skipped_line = data[:4]
-            return _BARE_LF_IN_COMMAND
-        return data[: end - 1]
+        if end and data[end - 1] == 0x0D:
+            return data[: end - 1]
+        return data[:end] if self._tolerance.bare_line_ends else _BARE_LF
 
     def _command(self, command: Command) -> None:
         if self._is_unwelcome and not isinstance(command, (Bdat, Quit)):
@@ -982,7 +982,7 @@ class Session:
             return False
         if isinstance(line, Reply):
             self._skipped_line = b""
-            self._go_on(line)
+            self._not_a_command(b"", line)
         elif line == b"*":
             self._go_on(_AUTH_CANCELLED)
         else:

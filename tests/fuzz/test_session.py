@@ -122,9 +122,10 @@ def contents(player: Player) -> list[bytes]:
 # ------------------------------------------------------------ one reply for each, by a client's reckoning
 
 _LINE = re.compile(rb"[^\n]*\n")
-_CHUNK = re.compile(rb"BDAT +([0-9]{1,20})( +LAST)?[ \t]*\r\n", re.IGNORECASE)
+_CHUNK = re.compile(rb"BDAT +([0-9]{1,20})( +LAST)?[ \t]*\r?\n", re.IGNORECASE)
 _GREETING = re.compile(rb"(EHLO|HELO) ", re.IGNORECASE)
 _ENDS = 421, 221
+_CLOSING = re.compile(rb"; closing \[\w+\]\Z")
 
 
 def walk(octets: bytes, output: bytes) -> None:
@@ -161,7 +162,11 @@ def walk(octets: bytes, output: bytes) -> None:
             check_shape(heard)
             errors += heard.code >= 500
         is_bad_chunk = chunk is None and line[0][:4].upper() == b"BDAT" and heard.code in (500, 501)
-        is_over = heard.code in _ENDS or (is_bad_chunk and not was_in_exchange)
+        is_over = (
+            heard.code in _ENDS
+            or (is_bad_chunk and not was_in_exchange)
+            or _CLOSING.search(heard.lines[-1]) is not None
+        )
         if errors == _ERRORS and not is_over:
             assert next(replies).code == 421
             is_over = True
