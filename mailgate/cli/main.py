@@ -11,7 +11,20 @@ from pathlib import Path
 
 import click
 
-from mailgate.cli import alias, check, domain, exporting, importing, inbox, lookup, mailbox, record, schema, show
+from mailgate.cli import (
+    alias,
+    check,
+    domain,
+    explain,
+    exporting,
+    importing,
+    inbox,
+    lookup,
+    mailbox,
+    record,
+    schema,
+    show,
+)
 from mailgate.cli.database import Invocation
 
 
@@ -62,6 +75,7 @@ for command in (
     alias.alias,
     inbox.inbox,
     show.show,
+    explain.explain,
     exporting.export,
     importing.import_,
     record.sessions,

@@ -246,3 +246,32 @@ WITH added AS (
     RETURNING mailbox_id, uid
 )
 SELECT count(pg_notify('newmail', format('{"mailbox":%%s,"uid":%%s}', mailbox_id, uid))) FROM added;
+
+-- evidence_of_transaction: what was found in a transaction and what policies said of it
+SELECT results, verdicts FROM transaction WHERE id = %(id)s;
+
+-- evidence_of_session: what was found in a session, as far as no transaction has it
+SELECT results, verdicts FROM session WHERE id = %(id)s;
+
+-- fates_of: every forward-path of a transaction, and what became of its copy
+SELECT position, forward_path, is_accepted, reply, disposition, policy, reason
+FROM recipient
+WHERE transaction_id = %(id)s
+ORDER BY position;
+
+-- transactions_of: the transactions of a session; bounded by id, which is what the partitions go by
+SELECT id, reverse_path, disposition, stage, policy, reply
+FROM transaction
+WHERE id BETWEEN %(id)s AND id_at(coalesce(%(ended_at)s, id_time(%(id)s) + interval '1 hour') + interval '1 second')
+  AND session_id = %(id)s
+ORDER BY id;
+
+-- dns_answers: what results name
+SELECT digest, name, type, outcome, rcode, records, ttl_seconds, is_authenticated, answered_at, detail
+FROM dns_answer
+WHERE digest = ANY (%(digests)s::bigint[]);
+
+-- policy_configurations: what verdicts name
+SELECT fingerprint, policy, options, first_seen_at
+FROM policy_configuration
+WHERE fingerprint = ANY (%(fingerprints)s::text[]);
