@@ -85,6 +85,8 @@ def _start_nsd(
         "server:",
         f"  ip-address: {HOST}@{port}",
         "  server-count: 1",
+        "  rrl-ratelimit: 0",  # else it drops what comes more often than 200 times a second
+        "  rrl-whitelist-ratelimit: 0",
         '  username: ""',
         '  chroot: ""',
         '  database: ""',
