@@ -71,6 +71,12 @@ def test_values_and_parsers_import_neither_twisted_nor_sockets(name: str) -> Non
     assert not {top_of(imported) for imported in imports_of(PACKAGE / name)} & NETWORK_MODULES
 
 
+@pytest.mark.parametrize("name", ["answer.py", "cache.py", "guard.py", "wire.py"])
+def test_answers_their_bounds_and_their_memory_import_neither_twisted_nor_sockets(name: str) -> None:
+    """Of the DNS, only the resolver, its sockets, and what waits for them have a part in I/O."""
+    assert not {top_of(imported) for imported in imports_of(PACKAGE / "dns" / name)} & NETWORK_MODULES
+
+
 def test_nothing_below_the_service_sees_a_config_object() -> None:
     """Values are passed down, so that a module can be used and tested without a file of configuration."""
     seen_by = {
