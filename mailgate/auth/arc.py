@@ -264,7 +264,7 @@ def _read_message_signature(header: SignedHeader, position: int) -> Signature | 
     except MalformedTags as error:
         return str(error)
     if _SEAL.decode("ascii") in signature.signed_fields:
-        # RFC 8617 section 4.1.2: seals "MUST NOT be included".
+        # RFC 8617 section 4.1.2: seals may not be among the signed fields; each is made after this signature.
         return "h=: it names ARC-Seal"
     return signature
 

@@ -112,10 +112,11 @@ def sign_tags(
     key: bytes = RSA_2048,
     signed: Sequence[bytes] = (b"From", b"To", b"Subject", b"Date"),
     field: bytes = b"DKIM-Signature",
+    behind: bytes = b"",
 ) -> bytes:
     """A message with a signature of just these tags above it, relaxed; `{bh}` in them becomes the body's hash.
 
-    For tags that dkimpy would not write. The field says `b=` last.
+    For tags that dkimpy would not write. The field says `b=` last, and then what is to stand `behind` its value.
     """
     section, _, body = message.partition(b"\r\n\r\n")
     relaxed = dkim.canonicalization.Relaxed.canonicalize_body(body)
@@ -125,11 +126,11 @@ def sign_tags(
     own = field + b": " + text.encode("utf-8", "surrogateescape") + b"; b="
     fields = re.split(rb"\r\n(?![ \t])", section)
     chosen = [next(f for f in reversed(fields) if f.lower().startswith(name.lower() + b":")) for name in signed]
-    hashed = b"".join(relaxed_field(f) for f in chosen) + relaxed_field(own).removesuffix(b"\r\n")
+    hashed = b"".join(relaxed_field(f) for f in chosen) + relaxed_field(own + behind.lstrip()).removesuffix(b"\r\n")
     private = serialization.load_pem_private_key(key, None)
     assert isinstance(private, rsa.RSAPrivateKey)
     signature = private.sign(hashed, padding.PKCS1v15(), hashes.SHA256())
-    return own + base64.b64encode(signature) + b"\r\n" + message
+    return own + base64.b64encode(signature) + behind + b"\r\n" + message
 
 
 def rsa_record(modulus_bits: int, exponent: int = 65537, tags: str = "v=DKIM1; k=rsa") -> bytes:

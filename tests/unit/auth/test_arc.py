@@ -399,7 +399,7 @@ TRUST = [
 def test_a_forwarder_is_believed_only_as_far_as_the_trust_goes(
     sealers: list[str], payloads: list[str], trusted: list[str], witness: str | None
 ) -> None:
-    """RFC 8617 section 9.2: what stands behind a stranger's seal may be that stranger's invention."""
+    """RFC 8617 section 9.4: what stands behind a stranger's seal may be that stranger's invention."""
     found = trusted_forwarder(pass_result(sealers, payloads), trusted, AUTHOR)
     assert found == (None if witness is None else TrustedForwarder(sealers[-1], witness))
 
