@@ -289,11 +289,12 @@ class NamedTables:
 
 @dataclass(frozen=True, slots=True)
 class ByName:
-    """A table whose keys are free and whose values are of one kind; it becomes a tuple of pairs, as written."""
+    """A table whose keys are free, or of a kind, and whose values are of one kind; it becomes a tuple of pairs."""
 
     kind: Kind
+    names: Kind | None = None
 
-    def read(self, value: object, key: str, reader: Reader) -> tuple[tuple[str, object], ...]:
+    def read(self, value: object, key: str, reader: Reader) -> tuple[tuple[object, object], ...]:
         """The pairs."""
         if not isinstance(value, dict):
             raise Wrong(f"{_shown(value)} is not a table", f"write it as [{key}], with its keys below")
@@ -301,7 +302,8 @@ class ByName:
         for name, element in value.items():
             element_key = f"{key}.{name}"
             try:
-                found.append((name, self.kind.read(element, element_key, reader)))
+                read_name = name if self.names is None else self.names.read(name, element_key, reader)
+                found.append((read_name, self.kind.read(element, element_key, reader)))
             except Wrong as wrong:
                 reader.fault(element_key, wrong.problem, wrong.remedy)
         return tuple(found)

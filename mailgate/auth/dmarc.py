@@ -2,7 +2,7 @@
 
 Pure; it asks `Answers` for what it needs. What is done about a result is the policy's.
 
-Standards: RFC 9989 sections 4.4 (alignment), 4.10.1 (policy discovery), 5.3 (the receiver's part), 4.7 (np, sp, t).
+Standards: RFC 9989 sections 4.4 (alignment), 4.7 (np, sp, t), 4.10.1 (policy discovery), 5.3 (the receiver's part).
 """
 
 from __future__ import annotations
@@ -46,6 +46,17 @@ def evaluate(author_domain: str, spf: SpfResult | None, dkim: Sequence[DkimResul
         problem = f"no answer for _dmarc.{failed[0]}" if failed else ""
         return DmarcResult(result, author_domain, organization, problem=problem, evidence=tuple(answers.used.values()))
     record = found.record
+    if not record.applies:
+        return DmarcResult(
+            Result.PERMERROR,
+            author_domain,
+            organization,
+            policy_domain=found.domain,
+            record=record.text,
+            problem="the record has no valid policy, and asks for no reports",
+            notes=_notes(record),
+            evidence=tuple(answers.used.values()),
+        )
     spf_aligned = _spf_is_aligned(author_domain, spf, Alignment(record.aspf), answers)
     dkim_aligned = _dkim_is_aligned(author_domain, dkim, Alignment(record.adkim), answers)
     published, is_subdomain = _published(author_domain, found, answers)
@@ -63,7 +74,7 @@ def evaluate(author_domain: str, spf: SpfResult | None, dkim: Sequence[DkimResul
         organization,
         policy_domain=found.domain,
         policy=_ONE_LEVEL_BELOW[published] if record.is_testing else published,
-        published_policy=record.p,
+        published_policy=published,
         is_subdomain=is_subdomain,
         is_testing=record.is_testing,
         aligned_spf=bool(spf_aligned),
@@ -78,18 +89,19 @@ def evaluate(author_domain: str, spf: SpfResult | None, dkim: Sequence[DkimResul
 def _applicable(author_domain: str, organization: str, steps: Sequence[Step]) -> _Applicable | None:
     """The author's own record, else the organizational domain's, else the public suffix's (section 4.10.1).
 
-    Where nobody answered for a domain that comes first, nothing is known of it, and no other record may stand in.
+    Where nobody answered on the way to it, another record may have come first, and none may stand in for that.
     """
-    by_domain = {step.domain: step for step in steps}
+    own = steps[0]
+    if own.record is not None:
+        return _Applicable(author_domain, own.record, is_of_author=True)
+    if any(step.failed for step in steps):
+        return None
+    records = {step.domain: step.record for step in steps}
     suffix = steps[-1].domain
-    for domain in dict.fromkeys((author_domain, organization, suffix)):
-        step = by_domain.get(domain)
-        if step is None:
-            continue
-        if step.failed:
-            return None
-        if step.record is not None:
-            return _Applicable(domain, step.record, domain == author_domain)
+    for domain in (organization, suffix):
+        record = records.get(domain)
+        if record is not None:
+            return _Applicable(domain, record, is_of_author=False)
     return None
 
 
@@ -138,7 +150,7 @@ def _dkim_is_aligned(author: str, dkim: Sequence[DkimResult], mode: Alignment, a
 def _notes(record: DmarcRecord) -> tuple[str, ...]:
     notes = []
     if not record.has_policy:
-        notes.append("the record has no valid p=, which counts as p=none")
+        notes.append("p, sp or np is not valid, which counts as p=none")
     if record.ignored:
         notes.append("ignored in the record: " + ", ".join(record.ignored))
     if record.is_testing:

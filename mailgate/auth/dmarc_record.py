@@ -1,9 +1,10 @@
 """DMARC policy records: what a domain owner wrote, as far as it means something.
 
-Unknown tags are ignored, and so is a known one whose value is none that it can have. A record is not one at all unless
-it begins with the version. Where several are found at one name, none counts.
+Unknown tags are ignored, and so is a known one whose value is none that it can have; but where p, sp or np say nothing
+valid, none of the three is heeded. A record is not one at all unless it begins with the version. Where several are
+found at one name, none counts.
 
-Standards: RFC 9989 sections 4.7 (tags), 4.8 (grammar).
+Standards: RFC 9989 sections 4.7 (tags), 4.8 (grammar), 4.10.1 (policies that are not valid).
 """
 
 from __future__ import annotations
@@ -15,7 +16,10 @@ from enum import Enum
 
 MAX_RECORD_OCTETS = 4096
 
-_VERSION = re.compile(rb"v[ \t]*=[ \t]*DMARC1[ \t]*(?:;|\Z)")
+# dmarc-version = "v" equals %s"DMARC1" ; the value is case sensitive
+_VERSION = re.compile(rb"[Vv][ \t]*+=[ \t]*+DMARC1[ \t]*+(?:;|\Z)")
+# RFC 3986, and the size that RFC 7489 let stand behind it.
+_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*+:[A-Za-z0-9\-._~:/?#\[\]@$&'()*+=%]*+(?:![0-9]{1,20}[kmgtKMGT]?)?")
 _POLICIES = frozenset({"none", "quarantine", "reject"})
 
 
@@ -32,7 +36,7 @@ class DmarcRecord:
     """One record. None where the tag is not there, or says nothing valid."""
 
     text: str
-    p: str = "none"  # RFC 9989: a record without a valid p= is read as p=none
+    p: str = "none"
     sp: str | None = None
     np: str | None = None
     adkim: str = "r"
@@ -42,8 +46,13 @@ class DmarcRecord:
     rua: tuple[str, ...] = ()
     ruf: tuple[str, ...] = ()
     fo: str = "0"
-    has_policy: bool = True  # False where p= was missing or invalid
+    has_policy: bool = True  # False where p is missing, or p, sp or np not valid: then p is "none"
     ignored: tuple[str, ...] = ()  # tags that are unknown, or hold nothing valid
+
+    @property
+    def applies(self) -> bool:
+        """Whether it asks for anything that a receiver could do (section 4.10.1): without a policy, for reports."""
+        return self.has_policy or any(_URI.fullmatch(uri) for uri in self.rua)
 
 
 def record_in(records: Iterable[object]) -> DmarcRecord | None:
@@ -75,11 +84,12 @@ def parse_record(text: bytes) -> DmarcRecord | None:
             chosen[name] = value if allowed is None else value.lower()
         else:
             ignored.append(name)
+    has_policy = "p" in chosen and not {"sp", "np"} & (tags.keys() - chosen.keys())
     return DmarcRecord(
         shown,
-        p=chosen.get("p", "none"),
-        sp=chosen.get("sp"),
-        np=chosen.get("np"),
+        p=chosen["p"] if has_policy else "none",
+        sp=chosen.get("sp") if has_policy else None,
+        np=chosen.get("np") if has_policy else None,
         adkim=chosen.get("adkim", "r"),
         aspf=chosen.get("aspf", "r"),
         psd=Psd(chosen.get("psd", "u")),
@@ -87,7 +97,7 @@ def parse_record(text: bytes) -> DmarcRecord | None:
         rua=_uris(chosen.get("rua")),
         ruf=_uris(chosen.get("ruf")),
         fo=chosen.get("fo", "0"),
-        has_policy="p" in chosen,
+        has_policy=has_policy,
         ignored=tuple(ignored),
     )
 

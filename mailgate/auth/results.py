@@ -97,7 +97,7 @@ class DmarcResult:
     organizational_domain: str = ""
     policy_domain: str = ""  # where the record was found
     policy: str = ""  # what applies to this message: "none", "quarantine" or "reject", after sp, np and t
-    published_policy: str = ""  # p= as written
+    published_policy: str = ""  # what p, sp or np says, whichever of them is for this domain
     is_subdomain: bool = False  # sp or np applied
     is_testing: bool = False  # t=y
     aligned_spf: bool = False

@@ -75,9 +75,9 @@ def base64_value(value: bytes) -> bytes:
 #   domain-name = sub-domain 1*("." sub-domain)        ; from RFC 5321, and therefore with letters, digits and hyphens
 #   selector    = sub-domain *( "." sub-domain )
 # Selectors with an underscore are in use, and so are domains.
-_DNS_NAME = re.compile(
-    r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?(?:\.[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?)*+"
-)
+_DNS_NAME = re.compile(r"[A-Za-z0-9_]++(?:[.\-][A-Za-z0-9_][A-Za-z0-9_]*+|(?=--)-)*+")
+_MAX_NAME_OCTETS = 253
+_MAX_LABEL_OCTETS = 63
 
 
 def name_value(value: bytes) -> str:
@@ -88,7 +88,8 @@ def name_value(value: bytes) -> str:
             name = domain_key(name)
     except (UnicodeDecodeError, GrammarError) as error:
         raise MalformedTags("it is no domain name") from error
-    if len(name) > 253 or not _DNS_NAME.fullmatch(name):
+    is_long = len(name) > _MAX_NAME_OCTETS or any(len(label) > _MAX_LABEL_OCTETS for label in name.split("."))
+    if is_long or not _DNS_NAME.fullmatch(name):
         raise MalformedTags("it is no domain name")
     return name.lower()
 

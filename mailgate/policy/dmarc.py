@@ -33,13 +33,14 @@ from mailgate.auth.results import (
     SpfResult,
     TrustedForwarder,
 )
+from mailgate.auth.tag_list import MalformedTags, name_value
 from mailgate.dns.settle import settle
 from mailgate.interfaces import IPolicy
 from mailgate.policy.limits import is_in
 from mailgate.policy.stage import Request, Stage
 from mailgate.policy.verdict import Continue, Defer, Quarantine, Reject, Verdict
 from mailgate.smtp.reply import reply
-from mailgate.toml import ByName, IpNetwork, ListOf, Network, OneOf
+from mailgate.toml import ByName, IpNetwork, ListOf, Network, OneOf, Reader, Wrong
 
 if TYPE_CHECKING:
     from mailgate.dns.answer import Answers
@@ -47,6 +48,18 @@ if TYPE_CHECKING:
 
 Action = Literal["continue", "quarantine", "reject"]
 _ACTION = OneOf(("continue", "quarantine", "reject"))
+
+
+@dataclass(frozen=True, slots=True)
+class AuthorDomain:
+    """An author's domain in a configuration file."""
+
+    def read(self, value: object, key: str, reader: Reader) -> str:
+        """The domain in A-form and lower case, as it is looked for."""
+        try:
+            return name_value(value.encode() if isinstance(value, str) else b"")
+        except MalformedTags:
+            raise Wrong(f"{value!r} is not a domain name", 'use the form "example.org"') from None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +77,7 @@ class DmarcOptions:
     # Clients that forward mail for our people: what fails from there is not held against it.
     trusted_forwarders: Annotated[tuple[Network, ...], ListOf(IpNetwork())] = ()
     # What is done with failing mail of some authors' domains, whatever they ask for: { "example.org" = "continue" }.
-    overrides: Annotated[tuple[tuple[str, Action], ...], ByName(_ACTION)] = ()
+    overrides: Annotated[tuple[tuple[str, Action], ...], ByName(_ACTION, AuthorDomain())] = ()
 
 
 @implementer(IPolicy)

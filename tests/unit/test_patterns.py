@@ -9,6 +9,8 @@ round of one fails, matching goes on from wherever a repetition, an alternative 
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 import re
 from collections.abc import Iterator
 from re import _constants, _parser  # type: ignore[attr-defined]  # private: there is no other way to see a pattern
@@ -17,6 +19,8 @@ from typing import Any
 
 import pytest
 
+import mailgate.auth
+import mailgate.dns
 import mailgate.envelope
 import mailgate.message
 import mailgate.proxy
@@ -33,6 +37,11 @@ MODULES = [
     mailgate.smtp.command,
     mailgate.smtp.grammar,
     mailgate.smtp.reply,
+    *(
+        importlib.import_module(f"{package.__name__}.{module.name}")
+        for package in (mailgate.auth, mailgate.dns)
+        for module in pkgutil.iter_modules(package.__path__)
+    ),
 ]
 
 
