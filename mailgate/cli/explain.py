@@ -26,9 +26,6 @@ from mailgate.ids import encode_id
 Json = dict[str, Any]  # Any: what JSON is; an object from a jsonb column, or for --json
 
 
-_NAMED_IN_TITLE = frozenset({"kind", "recipient", "result", "answers"})
-
-
 @dataclass(frozen=True, slots=True)
 class Evidence:
     """What was found, what policies said, and what both name: DNS answers and configurations."""
@@ -282,33 +279,64 @@ def _print_evidence(evidence: Evidence, recipients: Iterable[Recipient]) -> None
 
 def _checks(evidence: Evidence, names: dict[int, str]) -> Iterator[str]:
     for result in evidence.results:
-        yield _title(result) + _about(result, names)
-        for name, value in result.items():
-            if name not in _NAMED_IN_TITLE and value not in ("", []):
-                yield f"    {name.replace('_', ' ')}: {_value(value)}"
+        title, *details = _told(result)
+        yield title + _about(result, names)
+        for detail in details:
+            yield f"    {detail}"
         for answer in evidence.answers_of(result):
             yield from _answer(answer)
 
 
-def _title(result: Json) -> str:
-    outcome = result.get("result", "")
+def _told(result: Json) -> Iterator[str]:
+    """A result in words: its title, then what there is to say of it."""
+    left = {name: value for name, value in result.items() if name not in ("kind", "recipient", "answers")}
+
+    def take(name: str) -> str:
+        return _value(left.pop(name, ""))
+
     match result["kind"]:
         case "spf":
-            return f"SPF of {result.get('identity')} {result.get('domain')}: {outcome}"
+            yield f"SPF of {take('identity')} {take('domain')}: {take('result')}"
+            yield f"sender: {take('sender')}"
+            if "mechanism" in left:
+                yield f'decided by "{take("mechanism")}" in the record'
         case "dkim":
-            return f"DKIM, signature {result.get('position', 0) + 1} by {result.get('domain', 'nobody')}: {outcome}"
+            number = int(take("position") or 0) + 1
+            by = f"by {take('domain')} with the selector {take('selector')}" if "domain" in left else "by nobody"
+            yield f"DKIM, signature {number}, {by}: {take('result')}"
+            key = f", a key of {take('key_bits')} bits" if "key_bits" in left else ""
+            yield f"b={take('signature')}, {take('algorithm')}{key}, for {take('identity')}"
+            if "body_length_octets" in left:
+                yield f"only the first {take('body_length_octets')} octets of the body are signed (l=)"
+            if left.pop("is_testing", False):
+                yield "the key says that its domain only tests (t=y)"
         case "dmarc":
-            return f"DMARC of the author's domain {result.get('author_domain', '')}: {outcome}"
+            yield f"DMARC of the author's domain {take('author_domain')}: {take('result')}"
+            if "policy_domain" in left:
+                tests = ", and says that it only tests (t=y)" if left.pop("is_testing", False) else ""
+                yield f"{take('policy_domain')} publishes {take('published_policy') or 'nothing'}{tests}"
+                yield f"that means for this message: {take('policy') or 'nothing'}"
+                aligned = [word for word in ("SPF", "DKIM") if left.pop(f"aligned_{word.lower()}", False)]
+                yield f"passed for the author's domain: {' and '.join(aligned) or 'neither SPF nor DKIM'}"
         case "arc":
-            return f"ARC, {len(result.get('sealers', ()))} seals: {outcome}"
+            yield f"ARC: {take('result')}"
+            if "sealers" in left:
+                yield f"sealed by {', then by '.join(left.pop('sealers'))}"
+            for instance, said in enumerate(left.pop("sealed_results", ()), 1):
+                yield f"the results sealed as {instance}: {said}"
         case "author-fault":
-            return "The author can't be told"
+            yield f"The author can't be told: {take('problem')}"
         case "trusted-forwarder":
-            return "A trusted forwarder vouches for the author"
+            yield f"A trusted forwarder, {take('sealer')}, handed the message to us"
+            yield f"DMARC passed for the author's domain when the message was with {take('witness')}"
         case "override":
-            return "Something else was done than the author's domain asks for"
+            action = take("action")
+            yield f"Something else than the author's domain asks for{f': {action}' if action else ''}"
+            yield f"because: {take('reason')} ({take('comment')})"
         case kind:
-            return f"{kind}: {outcome}"
+            yield f"{kind}: {take('result')}"
+    for name, value in left.items():
+        yield f"{name.replace('_', ' ')}: {_value(value)}"
 
 
 def _about(of: Json, names: dict[int, str]) -> str:
@@ -329,11 +357,14 @@ def _answer(answer: Json) -> Iterator[str]:
         yield f"    DNS: answer {answer['digest']} is not kept any longer"
         return
     answered_at: datetime = answer["answered_at"]
-    said = [answer["outcome"], answer["rcode"], f"TTL {answer['ttl_seconds']} s"]
-    said += ["authenticated by DNSSEC"] if answer["is_authenticated"] else []
-    said += [f"at {local_time(answered_at)}"]
-    said += [answer["detail"]] if answer["detail"] else []
-    yield f"    DNS: {answer['name']} {answer['type']}: {', '.join(filter(None, said))}"
+    said = [f"{answer['name']} {answer['type']}"]
+    if answer["outcome"] != "answer":
+        rcode = answer["rcode"] or "nobody answered"
+        said.append(f"{answer['outcome']} ({', '.join(filter(None, (rcode, answer['detail'])))})")
+    said.append(f"TTL {answer['ttl_seconds']} s")
+    if answer["is_authenticated"]:
+        said.append("authenticated by DNSSEC")
+    yield f"    DNS: {', '.join(said)}, at {local_time(answered_at)}"
     for record in answer["records"]:
         yield f"        {record}"
 

@@ -84,9 +84,17 @@ def test_an_accepted_message_is_explained_with_every_check_and_its_answers(mailg
         "No policy objected.",
         "Otherwise than the author's domain asks for: trusted_forwarder (sealed by list.example.net)",
         "SPF of mailfrom example.org: pass",
-        "DKIM, signature 1 by example.org: pass",
+        'decided by "mx" in the record',
+        "DKIM, signature 1, by example.org with the selector s1: pass",
+        "b=dGVzdA==, rsa-sha256, a key of 2048 bits, for @example.org",
+        "only the first 0 octets of the body are signed (l=)",
         "DMARC of the author's domain example.org: fail",
-        "ARC, 2 seals: pass",
+        "example.org publishes reject",
+        "passed for the author's domain: neither SPF nor DKIM",
+        "sealed by list.example.net, then by relay.example.net",
+        "the results sealed as 2: relay.example.net; dmarc=fail",
+        "A trusted forwarder, relay.example.net, handed the message to us",
+        "because: trusted_forwarder (sealed by list.example.net)",
         "problem: neither SPF nor DKIM passed for example.org",
         "v=DMARC1; p=reject",
         "10 mx.example.org",
@@ -94,7 +102,7 @@ def test_an_accepted_message_is_explained_with_every_check_and_its_answers(mailg
         "It is recorded when the session has ended.",
     ):
         assert line in page
-    assert "DNS: _dmarc.org TXT: nxdomain, NXDOMAIN, TTL 3600 s, authenticated by DNSSEC, at " in page
+    assert "DNS: _dmarc.org TXT, nxdomain (NXDOMAIN), TTL 3600 s, authenticated by DNSSEC, at " in page
 
 
 def test_json_has_the_same_and_refers_to_nothing(mailgate: Command, alice: int) -> None:
