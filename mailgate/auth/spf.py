@@ -66,6 +66,9 @@ _DOMAIN = re.compile(r"[a-z0-9_.\-]++")
 _LITERAL_MACROS = {"%": "%", "_": " ", "-": "%20"}
 _FOR_EXPLANATIONS = frozenset("crt")
 
+# What a name comes to that is made of a local part beyond ASCII: a term with it matches nothing (RFC 8616 section 4).
+_NOWHERE = "\N{REPLACEMENT CHARACTER}"
+
 Identity = Literal["helo", "mailfrom"]
 
 
@@ -216,6 +219,8 @@ class _Query(spf.query):  # type: ignore[misc]  # pyspf has no types
             self._record = ""
         else:
             self._count_term()
+        if domain == _NOWHERE:
+            return "v=spf1"
         records = [text for text in self.dns_txt(domain) if _VERSION.match(text)]
         if not records:
             return None
@@ -334,7 +339,10 @@ class _Query(spf.query):  # type: ignore[misc]  # pyspf has no types
         """The name that a domain-spec comes to. @raises spf.PermError: it is malformed."""
         if not _ends_well(arg):
             raise spf.PermError("this is no domain-spec", arg[:80])
-        return self.expand(arg)
+        name = self.expand(arg)
+        if not self.l.isascii() and any((macro[1] or "-") in "sSlL" for macro in _MACRO.finditer(arg)):
+            return _NOWHERE
+        return name
 
     def expand(self, s: str, stripdot: bool = True) -> str:
         """The text with its macros expanded; as a name where `stripdot` is true. @raises spf.PermError: malformed."""
@@ -408,7 +416,7 @@ def _transformed(value: str, digits: str, is_reversed: bool, delimiters: str) ->
 
 
 def _is_possible(name: str) -> bool:
-    """Whether there can be such a name. One with octets beyond ASCII never matches (RFC 8616 section 4)."""
+    """Whether there can be such a name."""
     return (
         0 < len(name) <= _MAX_NAME_CHARACTERS
         and name.isascii()

@@ -411,12 +411,31 @@ def test_an_ipv4_client_on_an_ipv6_socket_is_an_ipv4_client() -> None:
     assert evaluate(zone_with("v=spf1 ip4:192.0.2.1 -all"), "::ffff:192.0.2.1").result is Result.PASS
 
 
-@pytest.mark.parametrize("macro", ["%{l}", "%{s}"])
-def test_a_local_part_beyond_ascii_never_matches_in_a_name(macro: str) -> None:
-    """RFC 8616 section 4."""
-    zone = zone_with(f"v=spf1 exists:{macro}.x.test -all", "*.x.test A 127.0.0.2")
-    assert evaluate(zone, sender="ü@example.test").result is Result.FAIL
+@pytest.mark.parametrize(
+    "term",
+    [
+        "exists:%{l}.x.test",
+        "a:%{s}.x.test",
+        "exists:%{L}.x.test",
+        "exists:%{l1r-}.x.test",
+        "include:%{l}.i.test",
+        "ptr:%{l}.test",
+        "mx:%{S}.x.test",
+    ],
+)
+def test_a_local_part_beyond_ascii_never_matches_in_a_name(term: str) -> None:
+    """RFC 8616 section 4: a term with %{s} or %{l}, in whatever form; without, nothing changes."""
+    text = """
+        *.x.test A 192.0.2.1
+        *.x.test MX 1 h.x.test
+        *.i.test TXT "v=spf1 +all"
+        1.2.0.192.in-addr.arpa PTR h.u.test
+        h.u.test A 192.0.2.1
+    """
+    zone = zone_with(f"v=spf1 {term} -all", "\n".join(line.strip() for line in text.splitlines()))
+    assert evaluate(zone, sender="u-\u00fc@example.test").result is Result.FAIL
     assert evaluate(zone, sender="u@example.test").result is Result.PASS
+    assert word("v=spf1 exists:%{o}.%{d}.x.test -all", "*.x.test A 127.0.0.2", sender="\u00fc@example.test") == "pass"
 
 
 def test_labels_are_dropped_until_the_name_fits() -> None:
