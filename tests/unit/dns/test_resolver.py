@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ class FakeSocket(dns.asyncbackend.DatagramSocket):  # type: ignore[name-defined,
     def __init__(self, backend: FakeBackend, family: int, destination: tuple[str, int]) -> None:
         super().__init__(family, socket.SOCK_DGRAM)
         self._backend = backend
-        self._destination = destination
+        self.destination = destination
         self._arrived: Deferred[bytes] = Deferred()
         self.is_open = True
 
@@ -46,7 +46,7 @@ class FakeSocket(dns.asyncbackend.DatagramSocket):  # type: ignore[name-defined,
         return len(what)
 
     async def recvfrom(self, size: int, timeout: float | None) -> tuple[bytes, tuple[str, int]]:
-        return await self._backend.within(timeout, self._arrived), self._destination
+        return await self._backend.within(timeout, self._arrived), self.destination
 
     async def close(self) -> None:
         self.is_open = False
@@ -76,11 +76,11 @@ class FakeBackend(TwistedBackend):
 class Bench:
     """A resolver whose time and servers are the test's."""
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, servers: Sequence[tuple[str, int]] = (SERVER,), **options: Any) -> None:
         self.clock = Clock()
         self.clock.advance(1000)
         self.backend = FakeBackend(self.clock)
-        self.resolver = CachingResolver(self.clock, [SERVER], backend=self.backend, **options)
+        self.resolver = CachingResolver(self.clock, servers, backend=self.backend, **options)
 
     @property
     def sockets(self) -> list[FakeSocket]:
@@ -405,6 +405,46 @@ def test_servers_come_from_resolv_conf(tmp_path: Path, text: str, servers: tuple
 def test_without_a_resolv_conf_the_machine_itself_is_asked(tmp_path: Path) -> None:
     """resolv.conf(5)."""
     assert servers_from_resolv_conf(tmp_path / "none") == (("127.0.0.1", 53), ("::1", 53))
+
+
+def test_a_silent_server_is_asked_last_for_a_while() -> None:
+    """Three look-ups in a row say that it is silent, and a line in the log; it is asked again, and is not forgotten."""
+    first, second = ("192.0.2.1", 53), ("192.0.2.2", 53)
+    bench = Bench((first, second), timeout_seconds=2.0, cache_entries=0)
+
+    def ask(*, first_answers: bool) -> list[tuple[str, int]]:
+        """Which servers one look-up goes to."""
+        waiter = bench.ask()
+        asked = []
+        while not waiter.called:
+            socket = bench.sockets.pop()
+            asked.append(socket.destination)
+            if socket.destination == second or first_answers:
+                socket.answer("192.0.2.9")
+            else:
+                bench.clock.advance(2.1)
+        return asked
+
+    with capturedLogs() as events:
+        assert [ask(first_answers=False) for _ in range(5)] == [[first, second]] * 3 + [[second]] * 2
+        assert [(event["server"], event["log_level"].name) for event in events] == [("192.0.2.1 port 53", "warn")]
+        bench.clock.advance(31)
+        assert [ask(first_answers=False) for _ in range(2)] == [[first, second], [second]]
+        bench.clock.advance(31)
+        assert [ask(first_answers=True) for _ in range(2)] == [[first]] * 2
+        assert [event["log_level"].name for event in events] == ["warn", "info"]
+
+
+def test_one_name_without_an_answer_says_little_of_a_server() -> None:
+    """However often it is asked for it: the name's own servers may be the slow ones."""
+    bench = Bench(timeout_seconds=1.0, deadline_seconds=30.0)
+    with capturedLogs() as events:
+        waiter = bench.ask()
+        for _ in range(301):
+            bench.clock.advance(0.1)
+        assert result_of(waiter).outcome is Outcome.FAILURE
+    assert len(bench.sockets) > 5
+    assert events == []
 
 
 def test_servers_can_be_exchanged() -> None:
