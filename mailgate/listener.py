@@ -36,20 +36,10 @@ from mailgate.policy.limits import NodeLimits, Usage, client_network, is_in
 from mailgate.policy.stage import Role, SessionView, TlsState
 from mailgate.policy.verdict import Decision, Defer
 from mailgate.proxy import ProxyError, ProxyHeaderParser
+from mailgate.smtp.actions import Authenticate, Close, Decide, StartTls, Store, Yield
 from mailgate.smtp.framing import STRICT, Tolerance
 from mailgate.smtp.reply import Reply, reply
-from mailgate.smtp.session import (
-    Authenticate,
-    Close,
-    Decide,
-    Ending,
-    Session,
-    Settings,
-    StartTls,
-    State,
-    Store,
-    Yield,
-)
+from mailgate.smtp.session import Ending, Session, Settings, State
 from mailgate.storage.errors import StorageUnavailable
 from mailgate.storage.records import SessionRecord, Stored, TransactionRecord
 from mailgate.tls import describe

@@ -32,13 +32,13 @@ import base64
 import binascii
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from enum import Enum
 from functools import partial
 from typing import TYPE_CHECKING, assert_never
 
 from mailgate.ids import encode_id
-from mailgate.message import MAX_HEADER_OCTETS, count_received_fields, without
+from mailgate.message import count_received_fields, without
 from mailgate.policy.stage import (
     RecipientView,
     RemovedFields,
@@ -47,9 +47,10 @@ from mailgate.policy.stage import (
     Stage,
     TlsState,
     TraceFields,
-    TransactionView,
 )
 from mailgate.policy.verdict import Accept, Continue, Decision, Defer, Discard, Fate, Quarantine, Reject
+from mailgate.smtp import replies
+from mailgate.smtp.actions import Action, Authenticate, Close, Decide, StartTls, Store, Yield
 from mailgate.smtp.command import (
     Auth,
     Bdat,
@@ -72,14 +73,14 @@ from mailgate.smtp.command import (
     StartTls as StartTlsCommand,
 )
 from mailgate.smtp.framing import STRICT, ChunkFramer, DataFramer, Fault, Tolerance
-from mailgate.smtp.reply import Reply, reply
+from mailgate.smtp.reply import Reply
 from mailgate.smtp.trace import trace_fields
+from mailgate.smtp.transaction import Transaction
 from mailgate.storage.records import Disposition, IncomingMessage, SessionRecord, TransactionRecord
 
 if TYPE_CHECKING:
     from mailgate.envelope import ForwardPath
     from mailgate.ids import IdGenerator
-    from mailgate.message import MessageContent
 
 _AUTH_LINE_OCTETS = 12288  # RFC 4954 section 4: base64 lines
 _REPLIES_AT_ONCE = 64  # before others have a turn
@@ -126,95 +127,7 @@ class State(Enum):
     CLOSED = "is over"
 
 
-@dataclass(frozen=True, slots=True)
-class Decide:
-    """Ask the chain."""
-
-    request: Request
-
-
-@dataclass(frozen=True, slots=True)
-class Store:
-    """Make this message ours before the client hears 250."""
-
-    message: IncomingMessage
-
-
-@dataclass(frozen=True, slots=True)
-class StartTls:
-    """Send the output, then start TLS."""
-
-
-@dataclass(frozen=True, slots=True)
-class Authenticate:
-    """Take a step of a SASL exchange. `mechanism` is set on the first step only."""
-
-    mechanism: str | None
-    response: bytes | None = field(repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Close:
-    """Send the output, then close the connection."""
-
-
-@dataclass(frozen=True, slots=True)
-class Yield:
-    """Send the output and let others have a turn: the client has said much at once."""
-
-
-Action = Decide | Store | StartTls | Authenticate | Yield | Close
-
-_RECIPIENT_OK = reply(250, "2.1.5", "Recipient ok")
-_SENDER_OK = reply(250, "2.1.0", "Sender ok")
-_START_DATA = reply(354, "", "End data with <CR><LF>.<CR><LF>")
-_RESET = reply(250, "2.0.0", "Reset")
-_NOOP = reply(250, "2.0.0", "Nothing done")
-_BYE = reply(221, "2.0.0", "Bye")
-_VRFY = reply(252, "2.5.0", "Not verified; send mail and see")
-_EXPN = reply(502, "5.5.1", "Lists are not shown")
-_HELP = reply(214, "2.0.0", "RFC 5321: EHLO HELO MAIL RCPT DATA BDAT RSET NOOP VRFY HELP QUIT STARTTLS AUTH")
-_READY_FOR_TLS = reply(220, "2.0.0", "Ready to start TLS")
-_HELO_FIRST = reply(503, "5.5.1", "Say EHLO first")
-_UNWELCOME = reply(503, "5.5.1", "You were refused; QUIT is all that is left")
-_MAIL_FIRST = reply(503, "5.5.1", "MAIL comes first")
-_NESTED_MAIL = reply(503, "5.5.1", "A transaction is open already; RSET ends it")
-_NO_RECIPIENTS = reply(554, "5.5.1", "No valid recipients")
-_BDAT_OPEN = reply(503, "5.5.1", "The message is being sent by BDAT")
-_NO_STARTTLS = reply(502, "5.5.1", "STARTTLS is not offered here")
-_TLS_ALREADY = reply(503, "5.5.1", "TLS is active already")
-_TLS_REQUIRED = reply(530, "5.7.0", "Issue STARTTLS first")
-_AUTH_REQUIRED = reply(530, "5.7.0", "Authentication required")
-_INPUT_BEHIND_STARTTLS = reply(554, "5.5.1", "Input behind STARTTLS; closing")
-_NO_AUTH = reply(502, "5.5.1", "AUTH is not offered here")
-_AUTH_MECHANISM = reply(504, "5.5.4", "That mechanism is not offered")
-_AUTH_ALREADY = reply(503, "5.5.1", "Authenticated already")
-_AUTH_IN_TRANSACTION = reply(503, "5.5.1", "AUTH is not permitted during a transaction")
-_AUTH_CANCELLED = reply(501, "5.7.0", "Authentication cancelled")
-_AUTH_MALFORMED = reply(501, "5.5.2", "That is not base64")
-_AUTHENTICATED = reply(235, "2.7.0", "Authenticated")
-_LINE_TOO_LONG = reply(500, "5.5.2", "Line too long")
-_BARE_LF = reply(500, "5.5.2", "A line ends in CRLF (RFC 5321 section 2.3.8); closing")
-_UTF8_NOT_ASKED = reply(553, "5.6.7", "That address needs SMTPUTF8 in MAIL")
-_TOO_MANY_RECIPIENTS = reply(452, "4.5.3", "Too many recipients; send the rest in another transaction")
-_TOO_MANY_TRANSACTIONS = reply(421, "4.7.0", "Too many transactions in this session; connect again")
-_TOO_MANY_ERRORS = reply(421, "4.7.0", "Too many errors; closing")
-_TOO_MANY_COMMANDS = reply(421, "4.7.0", "Too many commands and no mail; closing")
-_NO_MEMORY = reply(452, "4.3.1", "Insufficient system storage; try again later")
-_DATABASE_AWAY = reply(451, "4.3.0", "The mail system is unavailable for the moment; try again later")
-_SHUTTING_DOWN = reply(421, "4.3.2", "Shutting down; connect again")
-_TIMEOUT = reply(421, "4.4.2", "Waited too long; closing")
-_TRANSACTION_TIMEOUT = reply(421, "4.4.2", "The transaction took too long; closing")
-_ENDLESS_HEADER = reply(552, "5.3.4", f"Header section larger than {MAX_HEADER_OCTETS} octets")
-_LOOP = reply(554, "5.4.6", "Too many Received fields: this message goes round in a loop")
-
 _IDLE = (Ehlo, Helo, Rset, Noop, Vrfy, Expn, Help)
-
-_FAULTS = {
-    Fault.BARE_LINE_END: reply(550, "5.5.2", "CR or LF alone is not a line end (RFC 5321 section 2.3.8)"),
-    Fault.NUL: reply(550, "5.6.0", "NUL octet in message (RFC 5321 section 4.5.2)"),
-    Fault.NO_MEMORY: _NO_MEMORY,
-}
 
 
 class Ending(Enum):
@@ -227,54 +140,6 @@ class Ending(Enum):
     REFUSED = "refused"
     SHUTDOWN = "shutdown"
     TLS_FAILED = "tls-failed"
-
-
-class _Transaction:
-    """The transaction that is open, while it grows."""
-
-    __slots__ = (
-        "accepted",
-        "content",
-        "discarded_by",
-        "framer",
-        "id",
-        "notes",
-        "quarantined_by",
-        "recipients",
-        "reverse_path",
-        "started_at",
-    )
-
-    def __init__(self, identifier: int, started_at: float, mail: Mail) -> None:
-        self.id = identifier
-        self.started_at = started_at
-        self.reverse_path = mail.reverse_path
-        self.recipients: list[RecipientView] = []
-        self.accepted = 0
-        self.notes: tuple[object, ...] = ()
-        self.framer: DataFramer | ChunkFramer | None = None
-        self.content: MessageContent | None = None
-        self.quarantined_by: tuple[str, str] | None = None  # policy and reason
-        self.discarded_by: tuple[str, str] | None = None
-
-    def meets(self, fate: Fate) -> None:
-        """Let a policy's wish count for the whole message; the first of a kind does."""
-        match fate.verdict:
-            case Quarantine(reason=reason):
-                self.quarantined_by = self.quarantined_by or (fate.policy, reason)
-            case Discard(reason=reason):
-                self.discarded_by = self.discarded_by or (fate.policy, reason)
-
-    def meets_fates(self) -> None:
-        """Where each recipient's copy has a fate of its own, so has the message; in Junk if one of them is."""
-        fates = [recipient.fate for recipient in self.recipients if recipient.accepted]
-        common = [fate for fate in fates if fate is not None]
-        if common and len(common) == len(fates):
-            common.sort(key=lambda fate: isinstance(fate.verdict, Discard))
-            self.meets(common[0])
-
-    def view(self) -> TransactionView:
-        return TransactionView(self.id, self.started_at, self.reverse_path, tuple(self.recipients), self.notes)
 
 
 class Session:
@@ -346,7 +211,7 @@ class Session:
         self._fate: Fate | None = None  # of every message of the session, after CONNECT and HELO
         self._notes: tuple[object, ...] = ()  # of CONNECT and HELO
         self._refused_notes: tuple[object, ...] = ()  # of the last refusal there, for the record
-        self._transaction: _Transaction | None = None
+        self._transaction: Transaction | None = None
         self._forward_path: ForwardPath | None = None
         self._chunk_left = self._chunk_octets = 0
         self._chunk_started_at = 0.0
@@ -476,14 +341,16 @@ class Session:
         # If the connection is gone, the message is not: its sender may send it again, and is owed the same 250.
         if self.state is not State.CLOSED:
             self._unconfirmed_at = self._received_octets
-            self._go_on(_accepted(transaction_id))
+            self._go_on(replies.accepted(transaction_id))
 
     def storage_failed(self) -> None:
         """Whether the message is ours is unknown, or it is not: the other answer to Store."""
         self.is_storing = False
-        self._end_transaction(Disposition.DEFERRED, Stage.END_OF_DATA, _DATABASE_AWAY, reason="storage unavailable")
+        self._end_transaction(
+            Disposition.DEFERRED, Stage.END_OF_DATA, replies.DATABASE_AWAY, reason="storage unavailable"
+        )
         if self.state is not State.CLOSED:
-            self._go_on(_DATABASE_AWAY)
+            self._go_on(replies.DATABASE_AWAY)
 
     def tls_started(self, tls: TlsState) -> None:
         """The handshake that StartTls asked for is done: nothing that was said before it counts (RFC 3207)."""
@@ -506,7 +373,7 @@ class Session:
         """The client is who it says: an answer to Authenticate."""
         if self.state is not State.CLOSED:
             self.view = replace(self.view, authenticated=account)
-            self._go_on(_AUTHENTICATED)
+            self._go_on(replies.AUTHENTICATED)
 
     def auth_refused(self, refusal: Reply) -> None:
         """The credentials are wrong, or can't be checked: an answer to Authenticate."""
@@ -515,11 +382,11 @@ class Session:
 
     def time_out(self, *, transaction: bool = False) -> None:
         """The client took too long for a command or, with `transaction`, for the whole transaction."""
-        self._end(_TRANSACTION_TIMEOUT if transaction else _TIMEOUT, Ending.TIMEOUT)
+        self._end(replies.TRANSACTION_TIMEOUT if transaction else replies.TIMEOUT, Ending.TIMEOUT)
 
     def shut_down(self) -> None:
         """We are about to stop, and the client is not in the middle of a message."""
-        self._end(_SHUTTING_DOWN, Ending.SHUTDOWN)
+        self._end(replies.SHUTTING_DOWN, Ending.SHUTDOWN)
 
     @property
     def may_be_shut_down(self) -> bool:
@@ -579,7 +446,7 @@ class Session:
     def _not_a_command(self, start: bytes, refusal: Reply) -> None:
         # Behind a chunk of unknown size, and behind LF alone, it is unknown what the client takes for commands: an LF
         # that somebody smuggled into an argument would else begin one.
-        if start.upper() == b"BDAT" or refusal is _BARE_LF:
+        if start.upper() == b"BDAT" or refusal is replies.BARE_LF:
             self._end(refusal, Ending.LIMIT)
         else:
             self._go_on(refusal)
@@ -599,18 +466,18 @@ class Session:
         self._input = data[end + 1 :]
         if self._skipped_line or end > max_octets:
             self._skipped_line = self._skipped_line or data[:4]
-            return _LINE_TOO_LONG
+            return replies.LINE_TOO_LONG
         if end and data[end - 1] == 0x0D:
             return data[: end - 1]
-        return data[:end] if self._tolerance.bare_line_ends else _BARE_LF
+        return data[:end] if self._tolerance.bare_line_ends else replies.BARE_LF
 
     def _command(self, command: Command) -> None:
         if self._is_unwelcome and not isinstance(command, (Bdat, Quit)):
-            return self._go_on(_UNWELCOME)
+            return self._go_on(replies.UNWELCOME)
         if isinstance(command, _IDLE):
             self._idle_commands += 1
             if self._idle_commands > self._settings.limits.idle_commands:
-                return self._end(_TOO_MANY_COMMANDS, Ending.LIMIT)
+                return self._end(replies.TOO_MANY_COMMANDS, Ending.LIMIT)
         match command:
             case Ehlo() | Helo():
                 self._greet(command)
@@ -624,18 +491,18 @@ class Session:
                 self._bdat(command)
             case Rset():
                 self._abandon()
-                self._say(_RESET)
+                self._say(replies.RESET)
             case Noop():
-                self._say(_NOOP)
+                self._say(replies.NOOP)
             case Quit():
                 self._abandon()
-                self._end(_BYE, Ending.QUIT)
+                self._end(replies.BYE, Ending.QUIT)
             case Vrfy():
-                self._say(_VRFY)
+                self._say(replies.VRFY)
             case Expn():
-                self._go_on(_EXPN)
+                self._go_on(replies.EXPN)
             case Help():
-                self._say(_HELP)
+                self._say(replies.HELP)
             case StartTlsCommand():
                 self._starttls()
             case Auth():
@@ -714,25 +581,25 @@ class Session:
     def _mail(self, command: Mail) -> None:
         limits, parameters = self._settings.limits, command.reverse_path.parameters
         if self.view.helo is None:
-            return self._go_on(_HELO_FIRST)
+            return self._go_on(replies.HELO_FIRST)
         if self._transaction is not None:
-            return self._go_on(_NESTED_MAIL)
+            return self._go_on(replies.NESTED_MAIL)
         if self._settings.requires_tls and self.view.tls is None:
-            return self._go_on(_TLS_REQUIRED)
+            return self._go_on(replies.TLS_REQUIRED)
         if not self._settings.accepts_unauthenticated and self.view.authenticated is None:
-            return self._go_on(_AUTH_REQUIRED)
+            return self._go_on(replies.AUTH_REQUIRED)
         if self._transactions >= limits.transactions:
-            return self._end(_TOO_MANY_TRANSACTIONS, Ending.LIMIT)
+            return self._end(replies.TOO_MANY_TRANSACTIONS, Ending.LIMIT)
         self._transactions += 1
-        self._transaction = _Transaction(self._ids.next(), self._time(), command)
+        self._transaction = Transaction(self._ids.next(), self._time(), command)
         self._transaction.notes = self._notes
         if self._fate is not None:
             self._transaction.meets(self._fate)
         self._reference = ""
         if command.is_internationalized and not parameters.smtputf8:
-            return self._refuse_mail(_UTF8_NOT_ASKED)
+            return self._refuse_mail(replies.UTF8_NOT_ASKED)
         if parameters.size_octets is not None and parameters.size_octets > limits.message_octets:
-            return self._refuse_mail(_too_large(limits))
+            return self._refuse_mail(replies.too_large(limits.message_octets))
         return self._ask(Stage.MAIL, self._mail_decided)
 
     def _mail_decided(self, decision: Decision) -> None:
@@ -741,7 +608,7 @@ class Session:
         if refusal is not None:
             self._refuse_mail(refusal, decision.policy)
             return
-        self._say(_SENDER_OK)
+        self._say(replies.SENDER_OK)
         self.state = State.COMMAND
 
     def _refuse_mail(self, refusal: Reply, policy: str = "") -> None:
@@ -751,19 +618,19 @@ class Session:
     def _rcpt(self, command: Rcpt) -> None:
         transaction = self._transaction
         if transaction is None:
-            return self._go_on(_HELO_FIRST if self.view.helo is None else _MAIL_FIRST)
+            return self._go_on(replies.HELO_FIRST if self.view.helo is None else replies.MAIL_FIRST)
         if transaction.framer is not None:
-            return self._go_on(_BDAT_OPEN)
+            return self._go_on(replies.BDAT_OPEN)
         self._forward_path = command.forward_path
         if transaction.accepted >= self._settings.limits.recipients:
-            return self._answer_rcpt(_TOO_MANY_RECIPIENTS)
+            return self._answer_rcpt(replies.TOO_MANY_RECIPIENTS)
         if command.is_internationalized and not transaction.reverse_path.parameters.smtputf8:
-            return self._answer_rcpt(_UTF8_NOT_ASKED)
+            return self._answer_rcpt(replies.UTF8_NOT_ASKED)
         return self._ask(Stage.RCPT, self._rcpt_decided, forward_path=command.forward_path)
 
     def _rcpt_decided(self, decision: Decision) -> None:
         refusal = self._refusal(decision)
-        self._answer_rcpt(refusal or _RECIPIENT_OK, decision.notes, _fate_of(decision))
+        self._answer_rcpt(refusal or replies.RECIPIENT_OK, decision.notes, _fate_of(decision))
 
     def _answer_rcpt(self, answer: Reply, notes: tuple[object, ...] = (), fate: Fate | None = None) -> None:
         transaction, forward_path = self._open_transaction(), self._forward_path
@@ -780,11 +647,11 @@ class Session:
     def _data(self) -> None:
         transaction = self._transaction
         if transaction is None:
-            return self._go_on(_HELO_FIRST if self.view.helo is None else _MAIL_FIRST)
+            return self._go_on(replies.HELO_FIRST if self.view.helo is None else replies.MAIL_FIRST)
         if transaction.framer is not None:
-            return self._go_on(_BDAT_OPEN)
+            return self._go_on(replies.BDAT_OPEN)
         if not transaction.accepted:
-            return self._go_on(_NO_RECIPIENTS)
+            return self._go_on(replies.NO_RECIPIENTS)
         return self._ask(Stage.DATA, self._data_decided)
 
     def _data_decided(self, decision: Decision) -> None:
@@ -796,7 +663,7 @@ class Session:
             return
         limits = self._settings.limits
         self._open_transaction().framer = DataFramer(limits.message_octets, limits.line_octets, self._tolerance)
-        self._say(_START_DATA)
+        self._say(replies.START_DATA)
         self.state = State.DATA
 
     def _take_data(self) -> bool:
@@ -823,10 +690,14 @@ class Session:
         self.state = State.CHUNK
         if transaction is None:
             self._chunk_refusal = (
-                _UNWELCOME if self._is_unwelcome else _HELO_FIRST if self.view.helo is None else _MAIL_FIRST
+                replies.UNWELCOME
+                if self._is_unwelcome
+                else replies.HELO_FIRST
+                if self.view.helo is None
+                else replies.MAIL_FIRST
             )
         elif not transaction.accepted:
-            self._chunk_refusal = _NO_RECIPIENTS
+            self._chunk_refusal = replies.NO_RECIPIENTS
         elif transaction.framer is None:
             self._ask(Stage.DATA, self._bdat_decided)
         elif transaction.framer.fed_octets + command.size_octets > self._settings.limits.message_octets:
@@ -886,17 +757,17 @@ class Session:
             case None:
                 pass
             case Fault.TOO_LARGE:
-                return self._refuse_content(_too_large(limits), size_octets=framer.size_octets)
+                return self._refuse_content(replies.too_large(limits.message_octets), size_octets=framer.size_octets)
             case Fault.LONG_LINE:
-                return self._refuse_content(_long_line(limits), size_octets=framer.size_octets)
+                return self._refuse_content(replies.long_line(limits.line_octets), size_octets=framer.size_octets)
             case fault:
-                return self._refuse_content(_FAULTS[fault], size_octets=framer.size_octets)
+                return self._refuse_content(replies.FAULTS[fault], size_octets=framer.size_octets)
         transaction = self._open_transaction()
         content = transaction.content = framer.content()
         if content.has_endless_header:
-            return self._refuse_content(_ENDLESS_HEADER)
+            return self._refuse_content(replies.ENDLESS_HEADER)
         if count_received_fields(content.header()) > limits.received_fields:
-            return self._refuse_content(_LOOP)
+            return self._refuse_content(replies.LOOP)
         return self._ask(Stage.END_OF_DATA, self._content_decided)
 
     def _content_decided(self, decision: Decision) -> None:
@@ -907,7 +778,7 @@ class Session:
             return
         transaction = self._open_transaction()
         transaction.meets_fates()
-        accepted = _accepted(transaction.id)
+        accepted = replies.accepted(transaction.id)
         if transaction.discarded_by is not None:
             policy, reason = transaction.discarded_by
             self._end_transaction(Disposition.DISCARDED, Stage.END_OF_DATA, accepted, policy=policy, reason=reason)
@@ -948,30 +819,30 @@ class Session:
 
     def _starttls(self) -> None:
         if self.view.tls is not None:
-            return self._go_on(_TLS_ALREADY)
+            return self._go_on(replies.TLS_ALREADY)
         if not self._settings.offers_starttls:
-            return self._go_on(_NO_STARTTLS)
+            return self._go_on(replies.NO_STARTTLS)
         self._abandon()
         if self._input:
             # Whoever stands between us and the client may have put it there, for us to run inside TLS.
-            return self._end(_INPUT_BEHIND_STARTTLS, Ending.REFUSED)
-        self._say(_READY_FOR_TLS)
+            return self._end(replies.INPUT_BEHIND_STARTTLS, Ending.REFUSED)
+        self._say(replies.READY_FOR_TLS)
         self._action = StartTls()
         self.state = State.TLS
         return None
 
     def _auth(self, command: Auth) -> None:
         if self.view.helo is None:
-            return self._go_on(_HELO_FIRST)
+            return self._go_on(replies.HELO_FIRST)
         if self.view.authenticated is not None:
-            return self._go_on(_AUTH_ALREADY)
+            return self._go_on(replies.AUTH_ALREADY)
         if self._transaction is not None:
-            return self._go_on(_AUTH_IN_TRANSACTION)
+            return self._go_on(replies.AUTH_IN_TRANSACTION)
         mechanisms = self._settings.mechanisms(self.view)
         if not mechanisms:
-            return self._go_on(_NO_AUTH)
+            return self._go_on(replies.NO_AUTH)
         if command.mechanism not in mechanisms:
-            return self._go_on(_AUTH_MECHANISM)
+            return self._go_on(replies.AUTH_MECHANISM)
         self._action = Authenticate(command.mechanism, command.initial)
         self.state = State.BUSY
         return None
@@ -984,12 +855,12 @@ class Session:
             self._skipped_line = b""
             self._not_a_command(b"", line)
         elif line == b"*":
-            self._go_on(_AUTH_CANCELLED)
+            self._go_on(replies.AUTH_CANCELLED)
         else:
             try:
                 response = base64.b64decode(line, validate=True)
             except binascii.Error:
-                self._go_on(_AUTH_MALFORMED)
+                self._go_on(replies.AUTH_MALFORMED)
             else:
                 self._action = Authenticate(None, response)
                 self.state = State.BUSY
@@ -1035,7 +906,7 @@ class Session:
         for position, own_fate in decision.fates:
             transaction.recipients[position] = replace(transaction.recipients[position], fate=own_fate)
 
-    def _open_transaction(self) -> _Transaction:
+    def _open_transaction(self) -> Transaction:
         transaction = self._transaction
         assert transaction is not None  # noqa: S101  # its callers are reached within a transaction only
         return transaction
@@ -1061,7 +932,7 @@ class Session:
         if answer.code >= 500:
             self._errors += 1
             if self._errors >= self._settings.limits.errors:
-                self._end(_TOO_MANY_ERRORS, Ending.LIMIT)
+                self._end(replies.TOO_MANY_ERRORS, Ending.LIMIT)
 
     def _end(self, answer: Reply, ending: Ending) -> None:
         if self.state is State.CLOSED:
@@ -1129,18 +1000,6 @@ class Session:
         text = b"\n".join(entries).decode("ascii", "backslashreplace")
         # What the client said must neither end a line of this text nor move anybody's cursor.
         return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
-
-
-def _accepted(transaction_id: int) -> Reply:
-    return Reply(250, "2.0.0", (f"Accepted as {encode_id(transaction_id)}",))
-
-
-def _too_large(limits: Limits) -> Reply:
-    return Reply(552, "5.3.4", (f"Message larger than {limits.message_octets} octets",))
-
-
-def _long_line(limits: Limits) -> Reply:
-    return Reply(550, "5.6.0", (f"Line longer than {limits.line_octets} octets (RFC 5322 section 2.1.1)",))
 
 
 def _fate_of(decision: Decision) -> Fate | None:

@@ -18,19 +18,10 @@ from mailgate.ids import IdGenerator
 from mailgate.message import MessageContent
 from mailgate.policy.stage import Request, Role, SessionView, Stage, TlsState
 from mailgate.policy.verdict import Continue, Decision, Defer, Discard, Quarantine, Reject, Verdict
+from mailgate.smtp.actions import Authenticate, Close, Decide, StartTls, Store, Yield
 from mailgate.smtp.framing import Tolerance
 from mailgate.smtp.reply import Reply, reply
-from mailgate.smtp.session import (
-    Authenticate,
-    Close,
-    Decide,
-    Limits,
-    Session,
-    Settings,
-    StartTls,
-    Store,
-    Yield,
-)
+from mailgate.smtp.session import Limits, Session, Settings
 from mailgate.storage.records import IncomingMessage, SessionRecord, TransactionRecord
 
 HOSTNAME = "mx.example.test"

@@ -11,20 +11,9 @@ from mailgate.ids import IdGenerator, encode_id
 from mailgate.message import MAX_HEADER_OCTETS
 from mailgate.policy.stage import Request, Role, SessionView, Stage, TlsState
 from mailgate.policy.verdict import Continue, Decision, Defer, Discard, Fate, Quarantine, Reject
+from mailgate.smtp.actions import Action, Authenticate, Close, Decide, StartTls, Store, Yield
 from mailgate.smtp.reply import reply
-from mailgate.smtp.session import (
-    Action,
-    Authenticate,
-    Close,
-    Decide,
-    Limits,
-    Session,
-    Settings,
-    StartTls,
-    State,
-    Store,
-    Yield,
-)
+from mailgate.smtp.session import Limits, Session, Settings, State
 from mailgate.storage.records import Disposition, IncomingMessage, SessionRecord, TransactionRecord
 
 NOW = 1_790_000_000.0
