@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mailgate.dns.answer import Answer, Outcome, Question, RecordType
@@ -65,6 +65,7 @@ _STEPS = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(_STEPS)
 def test_it_holds_what_was_put_in_last_and_never_too_much(steps: list[tuple[str, str, int, int]]) -> None:
     """Whatever is put in and asked for, in whatever order."""

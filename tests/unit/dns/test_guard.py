@@ -15,7 +15,7 @@ import dns.rdataclass
 import dns.rdatatype
 import dns.rrset
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mailgate.dns.guard import is_affordable
@@ -94,6 +94,7 @@ def test_the_longest_ordinary_answers_are_read(wire: bytes) -> None:
     dns.message.from_wire(wire)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=300))
 def test_any_octets_are_judged(octets: bytes) -> None:
     """What is malformed is dnspython's business; it is short of the bound up to where it is."""
@@ -101,6 +102,7 @@ def test_any_octets_are_judged(octets: bytes) -> None:
     is_affordable(struct.pack("!6H", 1, 0x8180, 1, 3, 2, 1) + QUESTION + octets)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 5), st.integers(0, 400), st.integers(0, 255))
 def test_a_damaged_message_is_judged(which: int, place: int, octet: int) -> None:
     """An octet is changed somewhere: pointers to themselves, lengths beyond the end."""
