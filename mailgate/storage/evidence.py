@@ -65,7 +65,7 @@ def _fields_of(kind: Any) -> tuple[tuple[str, object], ...]:  # Any: a dataclass
 
 
 _FIELDS = {kind: (word, _fields_of(kind)) for kind, word in KINDS.items()}
-_OPINION_FIELDS = _fields_of(Opinion)
+_OPINION_FIELDS: tuple[tuple[str, object], ...] = tuple((field.name, "") for field in fields(Opinion))
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), check_circular=False, default=repr).encode
 
 
