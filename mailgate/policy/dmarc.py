@@ -192,6 +192,10 @@ class DmarcPolicy:
 
 def _what_was_found(spf: SpfResult | None, dkim: Sequence[DkimResult]) -> str:
     parts = [f"SPF: {spf.result.value} for {spf.domain}" if spf is not None else "SPF: not checked"]
-    signatures = [f"{each.result.value} for {each.domain or 'an unreadable signature'}" for each in dkim]
+    signatures = [
+        f"{each.result.value} for {each.domain or 'a signature of nobody'}"
+        for each in dkim
+        if each.result is not Result.NONE
+    ]
     parts.append("DKIM: " + (", ".join(signatures[:3]) if signatures else "no signature"))
     return "; ".join(parts) + "."
