@@ -510,10 +510,11 @@ def reloadable_differences(old: Config, new: Config) -> tuple[str, ...]:
             ]
         else:
             found.append(field.name)
-    return tuple(found)
+    return tuple(key for key in found if key not in _RELOADED_KEYS)
 
 
 _RELOADED = frozenset({"tls", "limits", "tolerate", "policies", "deadlines"})
+_RELOADED_KEYS = frozenset({"dns.servers", "dns.spare_loopback"})
 
 
 def _listener_differences(old: tuple[Listener, ...], new: tuple[Listener, ...]) -> list[str]:

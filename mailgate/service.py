@@ -419,6 +419,7 @@ class MailgateService(MultiService):
             self._tls.adopt(tls)
         if self._chain is not None:
             self._chain.chain = chain
+        self._resolver.use_servers(config.dns.servers)
         self._limits_policy.limits = _node_limits(config)
         for listener in config.listeners:
             factory = self._factories.get(listener.name)

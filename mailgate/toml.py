@@ -337,7 +337,7 @@ class Reader:
 
         @raises Wrong: the value is no path.
         """
-        if not isinstance(value, str) or not value or "\0" in value:
+        if not isinstance(value, str) or not value.isprintable() or not value:
             raise Wrong(f"{_shown(value)} is not a path", "use a path in quotes")
         variable = "$CREDENTIALS_DIRECTORY/"
         if value.startswith(variable):
