@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 from twisted.internet.defer import CancelledError, Deferred
@@ -22,6 +24,7 @@ from mailgate.policy.arc import ArcPolicy
 from mailgate.policy.dkim import DkimPolicy
 from mailgate.policy.stage import Request, Role, SessionView, Stage
 from mailgate.policy.verdict import Continue
+from mailgate.toml import Reader
 from tests.support.signed import DOMAIN, ED25519, MESSAGE, NOW, RECORDS, RSA_1024, RSA_1024_RECORD, content_of, sign
 from tests.unit.auth.test_arc import forward
 
@@ -282,3 +285,37 @@ def test_both_policies_agree_on_a_message_that_has_both() -> None:
     (result,) = notes_of(here.arc().decide(request(message)))
     assert isinstance(result, ArcResult)
     assert result.result is Result.PASS
+
+
+# A table of the configuration file, and what is read from it; or what is wrong with it.
+TABLES: list[tuple[type, dict[str, object], object]] = [
+    (DkimOptions, {}, DkimOptions()),
+    (
+        DkimOptions,
+        {"maximum_signatures": 3, "allows_body_length": True},
+        DkimOptions(maximum_signatures=3, allows_body_length=True),
+    ),
+    (DkimOptions, {"minimum_rsa_bits": 512}, "minimum_rsa_bits"),
+    (DkimOptions, {"maximum_rsa_bits": 65_536}, "maximum_rsa_bits"),
+    (DkimOptions, {"maximum_signatures": 0}, "maximum_signatures"),
+    (
+        ArcOptions,
+        {"trusted_sealers": ["Google.COM", "bücher.example"]},
+        ArcOptions(trusted_sealers=("google.com", "xn--bcher-kva.example")),
+    ),
+    (ArcOptions, {"trusted_sealers": ["com"]}, "trusted_sealers[1]"),
+    (ArcOptions, {"trusted_sealers": [1]}, "trusted_sealers[1]"),
+    (ArcOptions, {"maximum_sets": 51}, "maximum_sets"),
+]
+
+
+@pytest.mark.parametrize(("kind", "table", "expected"), TABLES)
+def test_options_are_read_from_the_configuration_file(kind: type, table: dict[str, object], expected: object) -> None:
+    """Nobody can loosen what RFC 8301 forbids; sealers are compared in A-form and lower case."""
+    reader = Reader(Path("mailgate.toml"), opens_files=False, now=datetime.now(UTC))
+    options = reader.read_table(kind, table, "policy")
+    if isinstance(expected, str):
+        assert [fault.key for fault in reader.faults] == [f"policy.{expected}"]
+    else:
+        assert reader.faults == []
+        assert options == expected
