@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
@@ -307,9 +306,13 @@ def added_fields(signature: Signature, header: SignedHeader) -> list[str]:
 
 
 def guarded_fields(signature: Signature, header: SignedHeader) -> list[str]:
-    """Fields that nobody can add another of: they are named more often than they occur (RFC 6376 section 5.4)."""
-    counted = Counter(signature.signed_fields)
-    return [name for name, count in counted.items() if count > len(header.positions(name.encode("ascii")))]
+    """Fields that nobody can add another of: they are named more often than they occur (RFC 6376 section 5.4).
+
+    Of those of which a message has one; others may be there any number of times.
+    """
+    signed = signature.signed_fields
+    names = ("from", *_AT_MOST_ONCE)
+    return [name for name in names if signed.count(name) > len(header.positions(name.encode("ascii")))]
 
 
 def weakness(
