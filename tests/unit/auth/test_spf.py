@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 
 import pytest
@@ -306,6 +307,32 @@ def test_every_missing_answer_is_reported() -> None:
     assert raised.value.questions == {Question("why.test", RecordType.TXT)}
 
 
+def test_a_miss_that_pyspf_swallows_is_reported_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has bare excepts; without the answer, whatever it comes to is wrong."""
+    original = spf.query.check
+
+    def swallowing(query: object) -> tuple[str, int, str]:
+        with contextlib.suppress(Missing):
+            original(query)
+        return "pass", 250, ""
+
+    monkeypatch.setattr(spf.query, "check", swallowing)
+    with pytest.raises(Missing) as raised:
+        check("mailfrom", CLIENT, "user@example.test", "h.test", "r.test", Answers({}), 0.0)
+    assert raised.value.questions == {Question("example.test", RecordType.TXT)}
+
+
+def test_what_pyspf_does_not_foresee_is_a_permerror(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It never ends the session."""
+
+    def failing(query: object) -> tuple[str, int, str]:
+        raise RuntimeError("pyspf is broken")
+
+    monkeypatch.setattr(spf.query, "check", failing)
+    result = evaluate(Zone())
+    assert (result.result, result.problem) == (Result.PERMERROR, "it can't be evaluated: RuntimeError")
+
+
 def test_all_names_in_a_record_are_looked_up_at_once() -> None:
     """A round trip for the record, and one for its terms, not one for each."""
     zone = zone_with("v=spf1 a:h1.test mx include:i.test ?a/24 -a:%{l}.x.test redirect=r.test")
@@ -362,7 +389,10 @@ def test_pyspf_never_looks_anything_up_itself(monkeypatch: pytest.MonkeyPatch) -
 )
 def test_syntax(record: str, expected: str) -> None:
     """Sections 4.6.1, 5, 6, 7.1 and 12."""
-    assert word(record, 'other.test TXT "v=spf1 +all"') == expected
+    result = evaluate(zone_with(record, 'other.test TXT "v=spf1 +all"'))
+    assert result.result.value == expected
+    assert (result.problem != "") == (expected == "permerror")
+    assert "can't be evaluated" not in result.problem, "it was not foreseen"
 
 
 @pytest.mark.parametrize(
@@ -404,6 +434,32 @@ def test_the_client_s_ipv6_address_is_written_in_nibbles() -> None:
     zone = zone_with("v=spf1 exists:%{ir}.%{v}.test -all")
     zone.add("1" + ".0" * 23 + ".8.b.d.0.1.0.0.2.ip6.test", RecordType.A, "127.0.0.2")
     assert evaluate(zone, CLIENT_6).result is Result.PASS
+
+
+def test_the_zone_of_a_link_local_address_is_no_part_of_it() -> None:
+    """RFC 4007: it means something on this machine only."""
+    zone = zone_with("v=spf1 exists:%{ir}.test -all")
+    zone.add("1" + ".0" * 28 + ".8.e.f.test", RecordType.A, "127.0.0.2")
+    assert evaluate(zone, "fe80::1%eth0").result is Result.PASS
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["a.other.test", "b.other.test"], "a.other.test"),
+        (["a.other.test", "b.example.test", "notexample.test"], "b.example.test"),
+        (["b.example.test", "example.test"], "example.test"),
+        (["forged.test", "a.other.test"], "a.other.test"),
+        (["forged.test"], "unknown"),
+    ],
+)
+def test_the_macro_p_is_the_name_that_fits_best(names: list[str], expected: str) -> None:
+    """Section 7.3: the domain itself, else one below it, else any that leads back."""
+    zone = zone_with("v=spf1 -all exp=why.test", 'why.test TXT "%{p}"')
+    zone.add("1.2.0.192.in-addr.arpa", RecordType.PTR, *names)
+    for name in set(names) - {"forged.test"}:
+        zone.add(name, RecordType.A, CLIENT)
+    assert evaluate(zone).explanation == expected
 
 
 def test_an_ipv4_client_on_an_ipv6_socket_is_an_ipv4_client() -> None:
