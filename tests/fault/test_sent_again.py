@@ -87,7 +87,15 @@ def _send(client: Client, letter: Letter) -> str:
 
 
 def _stored(gate: Gate) -> int:
-    ((count,),) = postgres.query(gate.dsn, "SELECT count(*) FROM mailgate.message")
+    return _count(gate, "message")
+
+
+def _unconfirmed(gate: Gate) -> int:
+    return _count(gate, "unconfirmed")
+
+
+def _count(gate: Gate, table: str) -> int:
+    ((count,),) = postgres.query(gate.dsn, f"SELECT count(*) FROM mailgate.{table}")
     assert isinstance(count, int)
     return count
 
@@ -105,6 +113,28 @@ def test_the_same_again_after_a_confirmed_250_is_a_new_message(shared_gate: Gate
         assert _send(again, letter).startswith("250")
         assert again.ask("QUIT").startswith("221")
         assert _stored(shared_gate) == count + 2
+
+
+def test_the_same_again_is_new_though_we_died_after_the_confirmation(gate: Gate, letter: Letter) -> None:
+    """That the client knew is known to the next mailgate too, a moment after its next command."""
+    client = Client(gate.port)
+    assert _send(client, letter).startswith("250")
+    assert client.ask("NOOP").startswith("250")
+    eventually(lambda: not _unconfirmed(gate), "the confirmation is written")
+    gate.kill()
+    gate.start()
+    assert _send(Client(gate.port), letter).startswith("250")
+    assert _stored(gate) == 2
+
+
+def test_a_resend_after_our_death_hears_the_first_id(gate: Gate, letter: Letter) -> None:
+    """Nobody could note that the connection ended: that we are gone says it."""
+    client = Client(gate.port)
+    reply = _send(client, letter)
+    gate.kill()
+    gate.start()
+    assert _send(Client(gate.port), letter) == reply
+    assert _stored(gate) == 1
 
 
 def test_the_same_again_in_one_session_is_a_new_message(shared_gate: Gate, letter: Letter) -> None:
