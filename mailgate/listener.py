@@ -32,6 +32,7 @@ from twisted.logger import Logger
 from twisted.mail import smtp
 from zope.interface import implementer
 
+from mailgate.ids import encode_id
 from mailgate.policy.limits import NodeLimits, Usage, client_network, is_in
 from mailgate.policy.stage import Role, SessionView, TlsState
 from mailgate.policy.verdict import Decision, Defer
@@ -330,7 +331,7 @@ class MailConnection(smtp.ESMTP):
         session = self._session
         assert session is not None  # noqa: S101  # it asked
         if not self._is_gone:
-            self._log.error("a decision was given up in session {session}", session=session.view.id)
+            self._log.error("a decision was given up in session {session}", session=encode_id(session.view.id))
             session.decided(_UNDECIDED)
 
     def _stored(self, stored: Stored) -> None:
@@ -339,8 +340,8 @@ class MailConnection(smtp.ESMTP):
         if stored.is_resend:
             self._log.info(
                 "session {session} sent transaction {transaction} again",
-                session=session.view.id,
-                transaction=stored.transaction_id,
+                session=encode_id(session.view.id),
+                transaction=encode_id(stored.transaction_id),
             )
         session.stored(stored.transaction_id)
 
@@ -348,7 +349,9 @@ class MailConnection(smtp.ESMTP):
         session = self._session
         assert session is not None  # noqa: S101  # it asked
         if failure.check(StorageUnavailable) is None:
-            self._log.failure("storing failed in session {session}", failure=failure, session=session.view.id)
+            self._log.failure(
+                "storing failed in session {session}", failure=failure, session=encode_id(session.view.id)
+            )
         session.storage_failed()
 
     def _authenticate(self, session: Session, mechanism: str | None, response: bytes | None) -> None:
@@ -360,7 +363,7 @@ class MailConnection(smtp.ESMTP):
             assert self._exchange is not None  # noqa: S101  # set by the first step
             answer = self._exchange.step(response)
         except Exception:
-            self._log.failure("authentication failed to work in session {session}", session=session.view.id)
+            self._log.failure("authentication failed to work in session {session}", session=encode_id(session.view.id))
             session.auth_refused(_AUTH_UNAVAILABLE)
             return
         if isinstance(answer, Deferred):
@@ -388,7 +391,7 @@ class MailConnection(smtp.ESMTP):
         assert session is not None  # noqa: S101  # it asked
         self._exchange = None
         if failure.check(CancelledError) is None:
-            self._log.failure("authentication failed to work", failure=failure, session=session.view.id)
+            self._log.failure("authentication failed to work", failure=failure, session=encode_id(session.view.id))
         session.auth_refused(_AUTH_UNAVAILABLE)
 
     # ------------------------------------------------------------ output and reports
@@ -579,8 +582,8 @@ class MailConnection(smtp.ESMTP):
             self.factory.writer.connection_lost(session.unconfirmed)
             session.unconfirmed.clear()
 
-    def _session_id(self) -> int:
-        return self._session.view.id if self._session is not None else 0
+    def _session_id(self) -> str:
+        return encode_id(self._session.view.id) if self._session is not None else "(not begun)"
 
 
 class MailFactory(smtp.SMTPFactory):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,15 +20,18 @@ from mailgate.cli.record import Session
 from mailgate.ids import decode_id, encode_id
 
 _MAX_PARSED_OCTETS = 4 * 1024 * 1024  # what lies behind is not shown as text; --raw has it
+_NUMBER = re.compile("[0-9]{17,19}")  # of this decade and those after it; no id has so many characters
 _HEADER_FIELDS = ("From", "To", "Cc", "Subject", "Date", "Message-ID")
 
 
 def id_argument(value: str) -> int:
-    """The number of the id that was typed.
+    """The number of the id that was typed; it may also be typed as the number that SQL shows.
 
     @raises click.BadParameter: it is no id.
     """
     try:
+        if _NUMBER.fullmatch(value) and int(value) < 1 << 63:
+            return int(value)
         return decode_id(value)
     except ValueError as error:
         raise click.BadParameter(str(error)) from error

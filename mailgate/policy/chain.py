@@ -38,6 +38,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from mailgate.ids import encode_id
 from mailgate.policy.stage import Request, Role, Stage
 from mailgate.policy.verdict import (
     Accept,
@@ -246,7 +247,7 @@ class Chain:
                 policy=", ".join(names),
                 seconds=seconds,
                 stage=request.stage.value,
-                session=request.session.id,
+                session=encode_id(request.session.id),
             )
             notes = merge.notes
             end()
@@ -272,7 +273,7 @@ class Chain:
             policy=member.name,
             answer=answer,
             stage=request.stage.value,
-            session=request.session.id,
+            session=encode_id(request.session.id),
         )
         return _UNDECIDED
 
@@ -281,7 +282,7 @@ class Chain:
             "policy {policy} failed at {stage} in session {session}",
             policy=member.name,
             stage=request.stage.value,
-            session=request.session.id,
+            session=encode_id(request.session.id),
         )
         return _UNDECIDED
 
@@ -293,7 +294,7 @@ class Chain:
                 policy=member.name,
                 seconds=seconds,
                 stage=request.stage.value,
-                session=request.session.id,
+                session=encode_id(request.session.id),
             )
 
 

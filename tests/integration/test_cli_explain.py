@@ -109,6 +109,8 @@ def test_json_has_the_same_and_refers_to_nothing(mailgate: Command, alice: int) 
     identifier = store(mailgate.dsn, incoming(alice), SPF, DMARC)
     explained = mailgate.json("explain", identifier)
     assert explained["id"] == identifier
+    number = query(mailgate.dsn, "SELECT id FROM mailgate.transaction")[0][0]
+    assert mailgate.json("explain", str(number)) == explained
     spf, dmarc = explained["results"]
     assert (spf["kind"], spf["domain"], spf["result"]) == ("spf", "example.org", "pass")
     assert [found["records"] for found in spf["answers"]] == [["v=spf1 mx -all"], ["10 mx.example.org"], ["192.0.2.7"]]

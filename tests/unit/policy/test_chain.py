@@ -14,6 +14,7 @@ from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
 from zope.interface import implementer
 
 from mailgate.envelope import Address, ForwardPath, ReversePath
+from mailgate.ids import encode_id
 from mailgate.interfaces import IPolicy
 from mailgate.policy.chain import DEFAULT_DEADLINE_SECONDS, Chain, Member
 from mailgate.policy.plugin import FunctionPolicy
@@ -310,6 +311,7 @@ def test_a_policy_that_fails_is_451_and_named_in_the_log(
     assert decision.policy == "broken"
     assert own_notes(decision) == (Note("kept"),)
     assert [event["policy"] for event in logged] == ["broken"]
+    assert [event["session"] for event in logged] == [encode_id(1)]  # as people see it, and as `explain` takes it
 
 
 def test_a_later_failure_spoils_no_earlier_refusal() -> None:
