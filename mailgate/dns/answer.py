@@ -11,7 +11,7 @@ Standards: RFC 1035, RFC 2308 (negative answers), RFC 4035 section 3.2.3 (the AD
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
 
@@ -79,18 +79,21 @@ class Missing(Exception):
 class Answers:
     """The answers that an evaluation may use; it notes which it has asked for."""
 
-    __slots__ = ("_expected", "_known", "used")
+    __slots__ = ("_expected", "_fetch", "_known", "used")
 
-    def __init__(self, known: dict[Question, Answer]) -> None:
-        """`known` is shared with whoever adds to it."""
+    def __init__(
+        self, known: dict[Question, Answer], fetch: Callable[[Question], Answer | None] = lambda question: None
+    ) -> None:
+        """`known` is shared with whoever adds to it. `fetch` may know more, at once."""
         self._known = known
+        self._fetch = fetch
         self._expected: list[Iterable[Question]] = []
         self.used: dict[Question, Answer] = {}
 
     def get(self, name: str, record_type: RecordType) -> Answer:
         """The answer. @raises Missing: it is not known yet."""
         question = Question(name, record_type)
-        answer = self._known.get(question)
+        answer = self._known.get(question) or self._fetch(question)
         if answer is None:
             raise Missing((question,), (q for questions in self._expected for q in questions if q not in self._known))
         self.used[question] = answer
@@ -98,7 +101,7 @@ class Answers:
 
     def need(self, questions: Iterable[Question]) -> None:
         """Say early what will be asked, so that it is looked up at once. @raises Missing: some are not known yet."""
-        missing = [question for question in questions if question not in self._known]
+        missing = [q for q in questions if q not in self._known and self._fetch(q) is None]
         if missing:
             raise Missing(missing)
 

@@ -64,7 +64,7 @@ class _Settling(Generic[_T]):
         while self._passes < MAX_PASSES:
             self._passes += 1
             try:
-                self.result = self._evaluate(Answers(self._answers))
+                self.result = self._evaluate(Answers(self._answers, self._fetch))
             except Missing as missing:
                 if self._look_up(missing):
                     return False
@@ -88,6 +88,15 @@ class _Settling(Generic[_T]):
             if deferred is not None:
                 self._ahead[question] = deferred
         return bool(self._waiting)
+
+    def _fetch(self, question: Question) -> Answer | None:
+        """The answer, where the resolver has it; else it is on its way, and the evaluation says that it misses it."""
+        if question not in self._ahead:
+            deferred = self._asked(question)
+            if deferred is None:
+                return self._answers[question]
+            self._ahead[question] = deferred
+        return None
 
     def _asked(self, question: Question) -> Deferred[Answer] | None:
         """None where the answer is there, else a Deferred of it."""
