@@ -31,7 +31,6 @@ from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IListeningPort
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
-from twisted.python.threadpool import ThreadPool
 
 from mailgate import instance
 from mailgate.binding import listen_tcp
@@ -44,7 +43,7 @@ from mailgate.notify import Notifier
 from mailgate.policy.chain import Chain, Member
 from mailgate.policy.fingerprint import PolicyConfiguration, configuration_of
 from mailgate.policy.limits import LimitsPolicy, NodeLimits, Usage
-from mailgate.policy.plugin import THREADS, Services, providers
+from mailgate.policy.plugin import PolicyThreads, Services, make_policy, providers
 from mailgate.policy.recipients import RecipientsPolicy
 from mailgate.policy.results import ResultsPolicy
 from mailgate.policy.stage import Stage
@@ -121,7 +120,7 @@ class MailgateService(MultiService):
             maximum_ttl_seconds=dns.maximum_ttl_seconds,
             trusts_ad=dns.trusts_ad,
         )
-        self._threads: ThreadPool | None = None
+        self._threads: PolicyThreads | None = None
         self._chain: _ChangingChain | None = None
         self._limits_policy = LimitsPolicy(_node_limits(config), self._usage)
         self._tls: TlsContexts | None = None
@@ -148,7 +147,10 @@ class MailgateService(MultiService):
         ids = IdGenerator(instance_number, time.time)
         await self._bootstrap()
         assert self._directory is not None  # noqa: S101  # made by _open_database
-        self._chain = _ChangingChain(self._make_chain(config))
+        try:
+            self._chain = _ChangingChain(self._make_chain(config))
+        except ValueError as error:
+            raise StartFailed(f"the policies can't be chained: {error}") from error
         for listener in config.listeners:
             self._factories[listener.name] = self._factory(listener, ids)
         await self._listen()
@@ -245,14 +247,14 @@ class MailgateService(MultiService):
         """The policies, in order: what no configuration can leave out, then what it asks for."""
         assert self._directory is not None  # noqa: S101  # made by _open_database
         if self._threads is None:
-            self._threads = ThreadPool(0, THREADS, "mailgate-policies")
+            self._threads = PolicyThreads()
             self._threads.start()
         services = Services(self._reactor, time.time, self._resolver, config.hostname, self._threads)
         known = providers()
         members: list[Member] = [Member(self._limits_policy), Member(RecipientsPolicy(self._directory))]
         configurations: list[PolicyConfiguration] = []
         for use in config.policies:
-            policy = known[use.use].make(use.options, services)
+            policy = make_policy(known[use.use], use.options, services)
             configuration = configuration_of(use.use, use.options)
             configurations.append(configuration)
             members.append(
@@ -376,7 +378,7 @@ class MailgateService(MultiService):
         if self._journal is not None:
             await self._journal.stop(grace * 0.1)
         if self._threads is not None:
-            self._threads.stop()
+            self._threads.abandon()
         for connections in self._databases:
             await connections.stop()
         if self._embedded is not None:

@@ -1,8 +1,9 @@
 """TOML tables read into dataclasses, with every fault found in one go.
 
 A dataclass is its own schema: each field is a key, and its type says, as `Annotated[type, kind]`, how the value is
-checked and turned into what the program uses. So a new key is one line, and a new section is one dataclass. What
-belongs to mailgate alone, and what concerns several keys at once, is not here but in `mailgate.config`.
+checked and turned into what the program uses. A plain bool, str, int, float, Literal or tuple of these needs no kind.
+So a new key is one line, and a new section is one dataclass. What belongs to mailgate alone, and what concerns several
+keys at once, is not here but in `mailgate.config`.
 
 Standards: TOML 1.0 (as `tomllib` reads it).
 """
@@ -450,13 +451,24 @@ def _kind_of(hint: Any) -> Kind:  # Any: a type expression
     base = typing.get_args(hint)[0] if typing.get_origin(hint) is typing.Annotated else hint
     if isinstance(base, types.UnionType):
         base = next(option for option in typing.get_args(base) if option is not types.NoneType)
-    if base is bool:
-        return Boolean()
-    if base is str:
-        return Text()
+    if base in _PLAIN:
+        return _PLAIN[base]
+    if typing.get_origin(base) is typing.Literal:
+        return OneOf(typing.get_args(base))
+    if typing.get_origin(base) is tuple and typing.get_args(base)[1:] == (...,):
+        return ListOf(_kind_of(typing.get_args(base)[0]))
     if dataclasses.is_dataclass(base) and isinstance(base, type):
         return Table(base)
     raise TypeError(f"{hint} needs a kind")
+
+
+# What a type means without a kind beside it: enough for a policy of ten lines, while a key of ours has its bounds.
+_PLAIN: dict[Any, Kind] = {  # Any: a type
+    bool: Boolean(),
+    str: Text(),
+    int: Integer(-(1 << 63), (1 << 63) - 1, "a whole number"),
+    float: Number(-1e300, 1e300, "a number"),
+}
 
 
 def _default_of(field: dataclasses.Field[Any]) -> Callable[[], object]:  # Any: a field of any type

@@ -1,7 +1,8 @@
 """How a policy becomes known: a plugin that names it, says what it can be tuned by, and makes it.
 
-A plugin is an object at module level of a file in a folder `mailgate/plugins/` anywhere on Python's path, as Twisted
-finds plugins. It provides `mailgate.interfaces.IPolicyProvider`; the two below make one of a class or of a function:
+A plugin is an object at module level of a file in a folder `mailgate/plugins/` anywhere on Python's path, where Twisted
+has its plugins; it provides `IPlugin` and `mailgate.interfaces.IPolicyProvider`. The two below make one of a class or
+of a function:
 
     @policy("no-subject", Stage.END_OF_DATA)
     def no_subject(request):
@@ -9,32 +10,74 @@ finds plugins. It provides `mailgate.interfaces.IPolicyProvider`; the two below 
             return Reject(reply(550, "5.7.1", "A subject, please"))
         return Continue()
 
-Standards: Twisted's plugin system.
+The files are imported here, and not by Twisted's `getPlugins`: that one keeps a pickle beside them, which a running
+server should neither write nor believe, and does not say which file is broken.
+
+Standards: Twisted's plugin system, but for its cache.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass
+import importlib
+import pkgutil
+import threading
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, is_dataclass
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
+from twisted.internet.defer import CancelledError
 from twisted.internet.threads import deferToThreadPool
-from twisted.plugin import IPlugin, getPlugins
+from twisted.logger import Logger
+from twisted.plugin import IPlugin
+from twisted.python.threadpool import ThreadPool
 from zope.interface import implementer
+from zope.interface.verify import verifyObject
 
 import mailgate.plugins
 from mailgate.interfaces import IPolicy, IPolicyProvider
+from mailgate.toml import entries
 
 if TYPE_CHECKING:
     from twisted.internet.defer import Deferred
-    from twisted.python.threadpool import ThreadPool
+    from twisted.python.failure import Failure
 
     from mailgate.dns.settle import Resolver
     from mailgate.policy.stage import Request, Stage
     from mailgate.policy.verdict import Verdict
 
 THREADS = 8
+
+_log = Logger()
+
+
+class UnusablePolicy(ValueError):
+    """A plugin that was found gives no policy; the message is for people."""
+
+
+class _DaemonThread(threading.Thread):
+    """A thread that does not keep the process alive."""
+
+    def __init__(self, *arguments: Any, **more: Any) -> None:  # Any: whatever a Thread takes
+        super().__init__(*arguments, **more, daemon=True)
+
+
+class PolicyThreads(ThreadPool):
+    """Threads for policies that block: THREADS at most, and nobody waits for them when the process is to end."""
+
+    threadFactory = _DaemonThread
+
+    def __init__(self) -> None:
+        super().__init__(0, THREADS, "mailgate-policies")
+        self._is_abandoned = False
+
+    def abandon(self) -> None:
+        """Let the threads end when they have done what they do, and don't wait for that."""
+        if not self._is_abandoned:
+            self._is_abandoned = True
+            # To stop a pool is to join its threads: one of them may hang for good.
+            threading.Thread(target=self.stop, daemon=True).start()
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +88,7 @@ class Services:
     time: Callable[[], float]  # seconds since the epoch
     resolver: Resolver
     hostname: str
-    threads: ThreadPool  # of THREADS threads, for policies that block
+    threads: PolicyThreads  # for policies that block
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +153,8 @@ def policy(
 def in_thread(function: Callable[..., Verdict]) -> Callable[..., Verdict]:
     """Run a function that blocks in one of a few threads; it stands below `@policy`.
 
-    The stage's deadline holds as for any other; a thread that is late finishes all the same, and nobody hears it.
+    The stage's deadline holds as for any other; a thread that is late finishes all the same, and nobody hears it. What
+    waited for a thread until the deadline is not begun.
     """
     function.runs_in_thread = True  # type: ignore[attr-defined]  # a mark on a function
     return function
@@ -118,7 +162,17 @@ def in_thread(function: Callable[..., Verdict]) -> Callable[..., Verdict]:
 
 def _in_thread(services: Services, function: Callable[..., Any], request: Request) -> Deferred[Any]:
     # Any: a Verdict, which the chain checks
-    return deferToThreadPool(services.reactor, services.threads, function, request)
+    is_wanted = True
+
+    def run() -> object:
+        return function(request) if is_wanted else None
+
+    def cancelled(failure: Failure) -> Failure:
+        nonlocal is_wanted
+        is_wanted = not failure.check(CancelledError)
+        return failure
+
+    return deferToThreadPool(services.reactor, services.threads, run).addErrback(cancelled)
 
 
 class Provider(Protocol):
@@ -131,14 +185,67 @@ class Provider(Protocol):
 
 
 def providers() -> Mapping[str, Provider]:
-    """Every policy that is installed, by the name that `use` gives; of two alike, the built-in one."""
+    """Every policy that is installed, by the name that `use` gives; of two alike, the built-in one.
+
+    What is broken is named in the log, and takes nothing else with it.
+    """
     found: dict[str, Provider] = {}
-    for provided in getPlugins(IPolicyProvider, mailgate.plugins):
-        plugin: Provider = cast("Provider", provided)
-        is_ours = type(plugin).__module__.startswith("mailgate.") and plugin.name in _BUILT_IN
-        if plugin.name not in found or is_ours:
-            found[plugin.name] = plugin
+    for module in _plugin_modules():
+        for value in list(vars(module).values()):
+            if not (IPolicyProvider.providedBy(value) and IPlugin.providedBy(value)):
+                continue
+            plugin = cast("Provider", value)
+            problem = _problem_of(plugin)
+            if problem:
+                _report(module.__name__, f"{plugin!r}: {problem}")
+            elif plugin.name not in found or module.__name__ == _BUILT_IN:
+                found[plugin.name] = plugin
     return found
 
 
-_BUILT_IN = frozenset({"spf", "dkim", "arc", "dmarc"})
+def make_policy(provider: Provider, options: Any, services: Services) -> IPolicy:
+    """A policy for the chain. @raises UnusablePolicy: its plugin makes none."""
+    try:
+        policy = provider.make(options, services)
+        verifyObject(IPolicy, policy)
+    except Exception as error:
+        _log.failure("the plugin of policy {name} failed", name=provider.name)
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UnusablePolicy(f"the plugin of {provider.name!r} makes no policy: {reason}") from error
+    return policy
+
+
+_BUILT_IN = "mailgate.plugins.builtin"
+_reported: set[str] = set()
+
+
+def _plugin_modules() -> Iterator[ModuleType]:
+    importlib.invalidate_caches()
+    for entry in pkgutil.iter_modules(mailgate.plugins.__path__, f"{mailgate.plugins.__name__}."):
+        try:
+            yield importlib.import_module(entry.name)
+        except (Exception, SystemExit) as error:  # a stranger's code, which may do anything
+            where = getattr(entry.module_finder, "path", "")
+            _report(entry.name, f"its file in {where} can't be loaded: {type(error).__name__}: {error}")
+
+
+def _report(name: str, problem: str) -> None:
+    """Say it once: plugins are looked for at every reload, and by every command."""
+    line = f"plugin {name} is left out: {problem}"
+    if line not in _reported:
+        _reported.add(line)
+        _log.error("{line}", line=line)
+
+
+def _problem_of(plugin: object) -> str:
+    """Why a provider can't be used; "" where it can."""
+    name, options = getattr(plugin, "name", None), getattr(plugin, "options", None)
+    if not isinstance(name, str) or not name:
+        return "it has no name"
+    if not isinstance(options, type) or not is_dataclass(options):
+        return "its options are no dataclass"
+    try:
+        without = [entry.key for entry in entries(options) if entry.has_no_default]
+    except Exception as error:  # a type may name anything
+        return f"its options can't be read: {type(error).__name__}: {error}"
+    return f"its option {without[0]} has no default" if without else ""
