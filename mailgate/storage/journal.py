@@ -40,8 +40,9 @@ FLUSH_SECONDS = 0.25
 FLUSH_RECORDS = 200
 _RETRY_SECONDS = 1.0
 _COMPLAINT_SECONDS = 60.0
-_RECORD_OCTETS = 2000  # what a record keeps in memory besides its dialogue and its recipients, roughly
+_RECORD_OCTETS = 2000  # what a record keeps in memory besides its dialogue, recipients and notes, roughly
 _RECIPIENT_OCTETS = 500
+_NOTE_OCTETS = 1000
 
 log = Logger()
 
@@ -297,8 +298,10 @@ def _transaction_values(records: Sequence[TransactionRecord], evidence: Evidence
 
 def _octets_of(record: SessionRecord | TransactionRecord) -> int:
     if isinstance(record, SessionRecord):
-        return _RECORD_OCTETS + len(record.dialogue)
-    return _RECORD_OCTETS + _RECIPIENT_OCTETS * len(record.transaction.recipients)
+        return _RECORD_OCTETS + len(record.dialogue) + _NOTE_OCTETS * len(record.notes)
+    transaction = record.transaction
+    notes = len(transaction.notes) + sum([len(recipient.notes) for recipient in transaction.recipients])
+    return _RECORD_OCTETS + _RECIPIENT_OCTETS * len(transaction.recipients) + _NOTE_OCTETS * notes
 
 
 async def _end_of(running: Deferred[None]) -> None:

@@ -192,16 +192,6 @@ class PolicyConfigurationTests(WritingTestCase):
         ]
         assert self.query("SELECT min(first_seen_at) FROM policy_configuration") == [(since,)]
 
-    async def test_a_configuration_waits_for_a_database_that_is_away(self) -> None:
-        way = UnreliableWay(reactor, self.dsn)
-        self.addCleanup(lambda: Deferred.fromCoroutine(way.close()))
-        journal = Journal(reactor, await self.connection(settle, way.dsn), node="mx1")
-        way.cut_at(b"mailgate.policy_configuration")
-        journal.policies_configured([configuration_of("dmarc", None)])
-        await until(reactor, lambda: self.count("policy_configuration") == 1)
-        await journal.stop()
-        assert way.cuts == 1
-
 
 class RetentionTests(WritingTestCase):
     async def test_answers_go_after_the_last_record_that_can_name_them(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -9,12 +10,14 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import TestCase
 
 from mailgate.envelope import RcptParameters
+from mailgate.policy.fingerprint import configuration_of
 from mailgate.policy.stage import TlsState
 from mailgate.smtp.reply import reply
 from mailgate.storage.errors import StorageUnavailable
 from mailgate.storage.journal import FLUSH_RECORDS, FLUSH_SECONDS, Journal
 from mailgate.storage.literal import settle
 from mailgate.storage.records import Disposition
+from tests.support.evidence import SPF
 from tests.support.messages import ended, recipient, refused, session
 from tests.support.unreliable import UnreliableWay
 from tests.support.waiting import reactor, until
@@ -173,6 +176,23 @@ class BoundTests(TestCase):
         for _ in range(10):
             journal.session_ended(ended(dialogue="C: x\n" * 4000))
         assert (len(journal._records), journal.dropped) == (4, 6)
+
+    def test_configurations_of_policies_wait_for_a_database_that_is_away(self) -> None:
+        """Without them old verdicts could not be explained."""
+        journal = self.journal()
+        journal.policies_configured([configuration_of("spf", None)])
+        self.clock.advance(FLUSH_SECONDS)
+        assert self.pool.statements == []
+        self.pool.is_away = False
+        self.clock.advance(5)
+        (statement,) = self.pool.statements
+        assert b"policy_configuration" in statement
+
+    def test_the_bound_on_octets_counts_notes(self) -> None:
+        journal = self.journal(max_octets=100_000)
+        for _ in range(10):
+            journal.session_ended(replace(ended(), notes=(SPF,) * 40))
+        assert len(journal._records) < 5
 
     async def test_stop_does_not_wait_for_a_database_that_is_away(self) -> None:
         journal = self.journal()
