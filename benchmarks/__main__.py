@@ -19,7 +19,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import memory, profiling, throughput
+from benchmarks import authentication, memory, profiling, throughput
 from benchmarks.gate import Gate
 from benchmarks.machine import description, make_certificate
 from benchmarks.measure import set_priority
@@ -51,7 +51,14 @@ class _Extent:
 
 _FULL = _Extent(2.0, 7.0, 1.0, 3, 480.0)
 _QUICK = _Extent(1.0, 4.0, 0.6, 1, 75.0)
-_QUICK_CASES = ("4KB-20-one-plain", "4KB-200-one-plain", "4KB-20-many-plain", "100KB-20-one-plain", "4KB-20-many-tls")
+_QUICK_CASES = (
+    "4KB-20-one-plain",
+    "4KB-200-one-plain",
+    "4KB-20-many-plain",
+    "100KB-20-one-plain",
+    "4KB-20-many-tls",
+    "auth-4KB-20",
+)
 
 
 @click.group(invoke_without_command=True)
@@ -176,7 +183,7 @@ def profile_command(folder: Path | None, case_name: str, seconds: int, output: P
 
 
 def _wanted(only: tuple[str, ...], *, is_quick: bool) -> list[str]:
-    names = [*(case.name for case in throughput.cases()), *_MEMORY_TOPICS]
+    names = [*(case.name for case in (*throughput.cases(), *throughput.checked_cases())), *_MEMORY_TOPICS]
     if only:
         return [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in only)]
     return [name for name in names if name in _QUICK_CASES or name in _MEMORY_TOPICS] if is_quick else names
@@ -201,8 +208,53 @@ def _run(
     if any(name in _MEMORY_TOPICS for name in wanted):
         _measure_memory(place, wanted, results, certificate, key, files)
     cases = [case for case in throughput.cases() if case.name in wanted]
-    if not cases:
-        return
+    if cases:
+        _measure_plain(place, cases, results, extent, rounds, load, postfix_parameters, certificate, key, deadline)
+    if checked := [case for case in throughput.checked_cases() if case.name in wanted]:
+        _measure_checked(place, checked, results, rounds or extent.rounds, postfix_parameters, certificate, key)
+
+
+def _measure_checked(
+    place: Path,
+    cases: list[throughput.Case],
+    results: Results,
+    rounds: int,
+    postfix_parameters: tuple[str, ...] | None,
+    certificate: Path,
+    key: Path,
+) -> None:
+    """Signed mail; these cases are few, and have the time that they take."""
+    try:
+        surroundings = authentication.Surroundings(place / "surroundings", cases)
+        servers = authentication.started(
+            place, surroundings.name_server, certificate, key, postfix_parameters, results.left_out
+        )
+        with servers as running:
+            console.print(_table_of([CASE_COLUMNS]))
+            for case in cases:
+                result = CaseResult(case)
+                results.cases.append(result)
+                try:
+                    authentication.measure(running, surroundings, result, rounds if case.is_target else 1)
+                except ServerFailed as why:
+                    results.left_out.append(f"{case.name} ({why})")
+                console.print(_table_of(case_rows(result)))
+    except LeftOut as why:
+        results.left_out.append(f"auth-* ({why})")
+
+
+def _measure_plain(
+    place: Path,
+    cases: list[throughput.Case],
+    results: Results,
+    extent: _Extent,
+    rounds: int | None,
+    load: str,
+    postfix_parameters: tuple[str, ...] | None,
+    certificate: Path,
+    key: Path,
+    deadline: float,
+) -> None:
     with contextlib.ExitStack() as servers:
         gate = servers.enter_context(Gate(place / "gate", certificate, key))
         reference: Postfix | None = None
@@ -293,7 +345,7 @@ def _say(results: Results) -> None:
 
 
 def _table_of(rows: list[tuple[str, ...]]) -> str:
-    widths = (22, 9, 12, 9, 7, 6, 9, 8, 8, 12, 7, 6)
+    widths = (22, 11, 12, 9, 7, 6, 9, 8, 8, 12, 7, 6)
     return "\n".join("".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
 
 

@@ -27,7 +27,7 @@ _STOP_SECONDS = 40
 _CONFIGURATION = """\
 hostname = "mx.{domain}"
 data_folder = "{folder}/data"
-
+{policies}
 [database]
 embedded = true
 
@@ -52,25 +52,47 @@ sessions = 10_000
 transactions_per_session = 10_000_000
 unlimited_networks = ["127.0.0.0/8"]
 
-[dns]
-spare_loopback = true
-
+{dns}
 [bootstrap]
 mailboxes = [{mailboxes}]
+"""
+_UNCHECKED = """\
+[dns]
+spare_loopback = true
+"""
+_CHECKED = """\
+[dns]
+servers = ["{name_server}"]
+spare_loopback = false
 """
 
 
 class Gate:
     """A mailgate with everything of its own; a context manager that starts and stops it."""
 
-    name = "mailgate"
-    host = "127.0.0.24"
     plain_port = 2527
     tls_port = 4652
     answers_noop = True
 
-    def __init__(self, folder: Path, certificate: Path, key: Path, *, mailboxes: tuple[str, ...] = MAILBOXES) -> None:
-        """`folder` has to be one that any user may search: PostgreSQL may have to run as another user."""
+    def __init__(
+        self,
+        folder: Path,
+        certificate: Path,
+        key: Path,
+        *,
+        mailboxes: tuple[str, ...] = MAILBOXES,
+        name_server: str | None = None,
+        has_policies: bool = True,
+        name: str = "mailgate",
+        host: str = "127.0.0.24",
+    ) -> None:
+        """`folder` has to be one that any user may search: PostgreSQL may have to run as another user.
+
+        `name_server` is an address with a port, for policies that check clients on loopback too; without one these
+        are spared what waits for the DNS.
+        """
+        self.name = name
+        self.host = host
         self.folder = folder
         folder.mkdir()
         self.configuration = folder / "mailgate.toml"
@@ -83,6 +105,8 @@ class Gate:
                 tls_port=self.tls_port,
                 certificate=certificate,
                 key=key,
+                policies="" if has_policies else "policy = []\n",
+                dns=_UNCHECKED if name_server is None else _CHECKED.format(name_server=name_server),
                 mailboxes=", ".join(f'"{mailbox}"' for mailbox in mailboxes),
             )
         )
@@ -136,6 +160,16 @@ class Gate:
         """How many rows `message` has."""
         with self._database.cursor() as cursor:
             cursor.execute("SELECT count(*) FROM mailgate.message")
+            (count,) = cursor.fetchall()[0]
+            return int(count)
+
+    def passed(self) -> int:
+        """Of how many messages the author was found genuine."""
+        with self._database.cursor() as cursor:
+            cursor.execute(
+                "SELECT coalesce(sum(messages), 0) FROM mailgate.authentication_by_domain "
+                "WHERE method = 'dmarc' AND result = 'pass'"
+            )
             (count,) = cursor.fetchall()[0]
             return int(count)
 

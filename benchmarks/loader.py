@@ -4,12 +4,16 @@ Run as a program of its own (`python -m benchmarks.loader`), so that what measur
 one command and waits for the reply, as `smtp-source` does; it knows as little SMTP as that takes. One line of JSON on
 standard output is its result.
 
+It makes its messages itself, or sends those of a file over and over: each is a line of JSON with the reverse-path
+("mail") and the size of what follows ("octets"), then the message as DATA takes it, with the line of the end.
+
 Standards: RFC 5321 section 4.1 (the commands), RFC 3207 (STARTTLS).
 """
 
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 import os
 import random
@@ -18,12 +22,15 @@ import socket
 import ssl
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple
 
 import click
 
 _READ_OCTETS = 65_536
+_IP_BIND_ADDRESS_NO_PORT = 24  # Linux: choose the port when connecting, so that ports are not used up; ip(7)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +46,13 @@ class Outcome:
     latencies_ms: list[float]  # of each accepted message, from MAIL to the 250 at the end of data
 
 
+class Mail(NamedTuple):
+    """A message, and who sends it."""
+
+    reverse_path: bytes
+    content: bytes  # with the end of data
+
+
 @dataclass(slots=True)
 class Plan:
     """What all sessions of a load have in common, and what is left to do."""
@@ -46,29 +60,23 @@ class Plan:
     address: tuple[str, int]
     tls: str  # "none", "starttls" or "implicit"
     context: ssl.SSLContext
+    clients: Iterator[tuple[str, bytes]]  # the address to come from ("" for any) and the name to say, of each session
     recipients: tuple[bytes, ...]
-    body: bytes
+    mails: Iterator[Mail]
     messages_per_connection: int  # 0: as many as there are
     left: int
-    number: int = 0
     accepted: int = 0
     refused: int = 0
     first_refusal: str = ""
-
-    def message(self) -> bytes:
-        """The next message; no two are the same."""
-        self.number += 1
-        return (
-            b"From: <sender@client.test>\r\nTo: <%s>\r\nSubject: message %d\r\n"
-            b"Date: Mon, 23 Nov 2026 12:00:00 +0000\r\nMessage-ID: <%d.%d.%d@client.test>\r\n\r\n%s"
-            % (self.recipients[0], self.number, os.getpid(), time.time_ns(), self.number, self.body)
-        )
 
 
 class _Session:
     """One client: a connection, then the next, until the plan has no messages left."""
 
-    __slots__ = ("_handler", "_input", "_output", "_recipient", "_sent", "_started", "plan", "run", "socket", "wants")
+    __slots__ = (
+        *("_ehlo", "_handler", "_input", "_mail_in_hand", "_output", "_recipient", "_sent", "_started"),
+        *("plan", "run", "socket", "wants"),
+    )
 
     def __init__(self, plan: Plan, run: _Run) -> None:
         self.plan = plan
@@ -80,6 +88,11 @@ class _Session:
         self.socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         self.socket.setblocking(False)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        address, name = next(self.plan.clients)
+        self._ehlo = b"EHLO %s\r\n" % name
+        if address:
+            self.socket.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
+            self.socket.bind((address, 0))
         self.socket.connect_ex(self.plan.address)
         self._input = b""
         self._output = memoryview(b"")
@@ -192,13 +205,13 @@ class _Session:
                 self._handler = self._greeting
             else:
                 self._handler = self._greeted
-                self._send(b"EHLO client.test\r\n")
+                self._send(self._ehlo)
 
     def _greeting(self, reply: bytes) -> None:
         if self._expect(reply, b"2"):
             starts_tls = self.plan.tls == "starttls"
             self._handler = self._offered if starts_tls else self._greeted
-            self._send(b"EHLO client.test\r\n")
+            self._send(self._ehlo)
 
     def _offered(self, reply: bytes) -> None:
         if self._expect(reply, b"2"):
@@ -224,7 +237,8 @@ class _Session:
         self._recipient = 0
         self._started = time.monotonic()
         self._handler = self._mail
-        self._send(b"MAIL FROM:<sender@client.test>\r\n")
+        self._mail_in_hand = next(plan.mails)
+        self._send(b"MAIL FROM:<%s>\r\n" % self._mail_in_hand.reverse_path)
 
     def _mail(self, reply: bytes) -> None:
         if self._expect(reply, b"2"):
@@ -239,7 +253,7 @@ class _Session:
     def _data(self, reply: bytes) -> None:
         if self._expect(reply, b"3"):
             self._handler = self._end_of_data
-            self._send(self.plan.message())
+            self._send(self._mail_in_hand.content)
 
     def _end_of_data(self, reply: bytes) -> None:
         if self._expect(reply, b"2"):
@@ -304,6 +318,28 @@ class _Run:
         )
 
 
+def made(size_octets: int, recipient: bytes) -> Iterator[Mail]:
+    """Messages with a body of that size; no two are the same."""
+    body = body_of(size_octets)
+    for number in itertools.count(1):
+        content = (
+            b"From: <sender@client.test>\r\nTo: <%s>\r\nSubject: message %d\r\n"
+            b"Date: Mon, 23 Nov 2026 12:00:00 +0000\r\nMessage-ID: <%d.%d.%d@client.test>\r\n\r\n%s"
+            % (recipient, number, os.getpid(), time.time_ns(), number, body)
+        )
+        yield Mail(b"sender@client.test", content)
+
+
+def kept(file: Path, skip: int) -> Iterator[Mail]:
+    """The messages of a file, again and again, beginning with that one."""
+    mails = []
+    with file.open("rb") as stream:
+        while head := stream.readline():
+            said = json.loads(head)
+            mails.append(Mail(said["mail"].encode(), stream.read(said["octets"])))
+    return itertools.islice(itertools.cycle(mails), skip % len(mails), None)
+
+
 def body_of(size_octets: int) -> bytes:
     """Lines of base64 of that size in all, which don't compress much, and the end of data."""
     text = base64.b64encode(random.Random(size_octets).randbytes(size_octets * 3 // 4 + 3))
@@ -321,6 +357,11 @@ def body_of(size_octets: int) -> bytes:
 @click.option("--tls", type=click.Choice(["none", "starttls", "implicit"]), default="none")
 @click.option("--recipient", "recipients", multiple=True, required=True, help="'{}' in it is replaced by a number.")
 @click.option("--recipients-per-message", type=int, default=0, help="Numbers to put in place of '{}'.")
+@click.option(
+    "--mail", "mail_file", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="Messages to send."
+)
+@click.option("--skip", type=int, default=0, help="The messages of that file not to begin with.")
+@click.option("--client", "clients", multiple=True, metavar="ADDRESS=NAME", help="Come from there, by that name.")
 @click.option("--timeout", "timeout_seconds", type=float, default=60.0)
 def main(
     host: str,
@@ -332,6 +373,9 @@ def main(
     tls: str,
     recipients: tuple[str, ...],
     recipients_per_message: int,
+    mail_file: Path | None,
+    skip: int,
+    clients: tuple[str, ...],
     timeout_seconds: float,
 ) -> None:
     """Send messages, and print what came of it as JSON."""
@@ -344,8 +388,12 @@ def main(
         address=(host, port),
         tls=tls,
         context=context,
+        clients=itertools.cycle(
+            [(address, name.encode()) for address, _, name in (client.partition("=") for client in clients)]
+            or [("", b"client.test")]
+        ),
         recipients=tuple(recipient.encode() for recipient in recipients),
-        body=body_of(size_octets),
+        mails=made(size_octets, recipients[0].encode()) if mail_file is None else kept(mail_file, skip),
         messages_per_connection=per_connection,
         left=messages,
     )

@@ -21,6 +21,8 @@ from benchmarks.server import DOMAIN, MAILBOXES, Cpu, LeftOut, ServerFailed, wai
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from benchmarks.checkers import Checkers
+
 _START_SECONDS = 20
 _MAIN = """\
 compatibility_level = 3.6
@@ -82,13 +84,19 @@ postlog   unix-dgram n  -       n       -       1       postlogd
 class Postfix:
     """A private Postfix instance; a context manager that starts and stops it."""
 
-    name = "Postfix"
     host = "127.0.0.25"
     plain_port = 2526
     tls_port = 4651
     answers_noop = False  # a second of pause for each beyond smtpd_junk_command_limit
 
-    def __init__(self, folder: Path, certificate: Path, key: Path, parameters: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        certificate: Path,
+        key: Path,
+        parameters: tuple[str, ...] = (),
+        checkers: Checkers | None = None,
+    ) -> None:
         """`folder` has to be one that any user may search. `parameters` are lines of main.cf that come last.
 
         @raises LeftOut: Postfix is not installed, or this user may not start it.
@@ -101,7 +109,9 @@ class Postfix:
             owner = pwd.getpwnam("postfix")
         except KeyError:
             raise LeftOut("there is no user postfix") from None
+        self.name = "Postfix" if checkers is None else "Postfix+3"
         self.folder = folder
+        self._checkers = checkers
         self._configuration = folder / "configuration"
         self._configuration.mkdir(parents=True)
         (folder / "queue").mkdir()
@@ -122,9 +132,12 @@ class Postfix:
         for name in ("command_directory", "daemon_directory", "meta_directory", "shlib_directory"):
             values[name] = _default(name)
         (self._configuration / "main.cf").write_text(
-            _MAIN.format(**values) + "".join(f"{parameter}\n" for parameter in parameters)
+            _MAIN.format(**values)
+            + "".join(f"{line}\n" for line in (*(checkers.parameters if checkers is not None else ()), *parameters))
         )
-        (self._configuration / "master.cf").write_text(_MASTER.format(**values))
+        (self._configuration / "master.cf").write_text(
+            _MASTER.format(**values) + (checkers.services if checkers is not None else "")
+        )
         maildirs = (f"{mailbox} {mailbox.partition('@')[0]}/\n" for mailbox in MAILBOXES)
         (self._configuration / "mailboxes").write_text("".join(maildirs))
 
@@ -146,16 +159,21 @@ class Postfix:
         self._command("stop")
 
     def leaders(self) -> tuple[int, ...]:
-        """The master."""
-        return (self._master,)
+        """The master, and the milters."""
+        return (self._master, *(self._checkers.leaders() if self._checkers is not None else ()))
 
     def stored(self) -> int:
         """How many files there are in the maildirs."""
         return sum(len(os.listdir(new)) for new in (self.folder / "mail").glob("*/new"))  # noqa: PTH208 - the fastest
 
+    def passed(self) -> int:
+        """Of how many of these opendmarc has found the author genuine."""
+        return sum(b" dmarc=pass " in _head(file) for file in (self.folder / "mail").glob("*/new/*"))
+
     def cpu(self) -> Cpu:
-        """What master and all its daemons have used; those that ended are in master's own account."""
-        return Cpu(cpu_seconds(self._master), 0.0)
+        """What master, its daemons and the milters have used; those that ended are in master's own account."""
+        milters = self._checkers.cpu_seconds() if self._checkers is not None else 0.0
+        return Cpu(cpu_seconds(self._master) + milters, 0.0)
 
     def reset_peak(self) -> None:
         """Begin anew; of no use here, where memory is spread over many processes."""
@@ -179,10 +197,17 @@ class Postfix:
         command = ["postfix", "-c", str(self._configuration), word]
         if script := shutil.which("script"):
             command = [script, "--quiet", "--return", "--command", " ".join(command), "/dev/null"]
+        if self._checkers is not None:
+            command = [*self._checkers.in_namespace, *command]
         done = subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False
         )
         return (done.stdout + done.stderr).strip()
+
+
+def _head(file: Path) -> bytes:
+    with file.open("rb") as stream:
+        return stream.read(4096)
 
 
 def _default(parameter: str) -> str:

@@ -20,6 +20,7 @@ from benchmarks.throughput import Case, run_loader
 
 if TYPE_CHECKING:
     from benchmarks.gate import Gate
+    from benchmarks.signed_mail import MailFile
 
 _SAMPLES_PER_SECOND = 500
 _WAITING = "Condition.wait"  # a thread of the pool without work, which py-spy takes for a busy one
@@ -37,7 +38,9 @@ class Profile:
     file_us: list[tuple[str, float]]  # by the file that the time is spent in
 
 
-def profile(gate: Gate, case: Case, seconds: int, messages_per_second: float, file: Path) -> Profile:
+def profile(
+    gate: Gate, case: Case, seconds: int, messages_per_second: float, file: Path, mail: MailFile | None = None
+) -> Profile:
     """Sample the gate for that time under load; `file` is for https://www.speedscope.app.
 
     @raises LeftOut: py-spy is not installed.
@@ -54,7 +57,7 @@ def profile(gate: Gate, case: Case, seconds: int, messages_per_second: float, fi
     before = gate.cpu()
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as sampler:
         try:
-            load = run_loader(gate, case, messages)
+            load = run_loader(gate, case, messages, mail)
             said, _ = sampler.communicate(timeout=seconds + 30)
         finally:
             sampler.kill()

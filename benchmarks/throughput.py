@@ -19,11 +19,13 @@ from typing import TYPE_CHECKING
 
 from benchmarks.measure import StallProbe, machine_busy_seconds, settle
 from benchmarks.server import MAILBOX, ServerFailed
+from benchmarks.signed_mail import CLIENTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from benchmarks.server import Server
+    from benchmarks.signed_mail import MailFile
 
 ROOT = Path(__file__).parent.parent
 _STORED_POLL_SECONDS = 0.03
@@ -39,18 +41,28 @@ class Case:
     is_one_per_connection: bool
     is_tls: bool
     is_target: bool = False  # one that a goal is set for: measured in several rounds
+    is_checked: bool = False  # SPF, DKIM, ARC and DMARC, on signed mail
+    is_cold: bool = False  # each message from a domain that was never heard of
 
     @property
     def name(self) -> str:
         """What --only takes."""
+        if self.is_checked:
+            return f"auth-{self._size}-{self.sessions}" + ("-cold" if self.is_cold else "")
         return "-".join(
             (
-                f"{self.size_octets // 1024}KB",
+                self._size,
                 str(self.sessions),
                 "one" if self.is_one_per_connection else "many",
                 "tls" if self.is_tls else "plain",
             )
         )
+
+    @property
+    def _size(self) -> str:
+        if self.size_octets >= 1_000_000:
+            return f"{self.size_octets // 1_000_000}MB"
+        return f"{self.size_octets // 1024}KB"
 
 
 _TARGETS = {"4KB-20-one-plain", "4KB-200-one-plain", "4KB-20-many-plain", "100KB-20-one-plain"}
@@ -64,6 +76,14 @@ def cases() -> Iterator[Case]:
                 for is_one in (True, False):
                     case = Case(size_octets, sessions, is_one, is_tls)
                     yield Case(size_octets, sessions, is_one, is_tls, case.name in _TARGETS)
+
+
+def checked_cases() -> Iterator[Case]:
+    """Signed mail through the full chain, one message a connection."""
+    for size_octets, sessions in ((4096, 20), (4096, 200), (102_400, 20)):
+        yield Case(size_octets, sessions, True, False, is_target=True, is_checked=True)
+    yield Case(4096, 20, True, False, is_checked=True, is_cold=True)
+    yield Case(10_000_000, 1, True, False, is_checked=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +133,8 @@ def load_program(case: Case, wanted: str = "auto") -> str:
     return wanted
 
 
-def measure(server: Server, case: Case, messages: int, program: str) -> Figures:
-    """The figures of one run.
+def measure(server: Server, case: Case, messages: int, program: str, mail: MailFile | None = None) -> Figures:
+    """The figures of one run. `mail` is what our own loader sends.
 
     @raises ServerFailed: not all messages were stored.
     """
@@ -123,7 +143,10 @@ def measure(server: Server, case: Case, messages: int, program: str) -> Figures:
     server.reset_peak()
     stored_before, cpu_before = server.stored(), server.cpu()
     began, busy_before = time.monotonic(), machine_busy_seconds()
-    load = _run_smtp_source(server, case, messages) if program == "smtp-source" else run_loader(server, case, messages)
+    if program == "smtp-source":
+        load = _run_smtp_source(server, case, messages)
+    else:
+        load = run_loader(server, case, messages, mail)
     ended = load.ended
     missing = stored_before + messages - server.stored()
     deadline = ended + _TIMEOUT_SECONDS
@@ -149,12 +172,12 @@ def measure(server: Server, case: Case, messages: int, program: str) -> Figures:
     )
 
 
-def measure_latency(server: Server, case: Case, messages: int) -> Latency:
+def measure_latency(server: Server, case: Case, messages: int, mail: MailFile | None = None) -> Latency:
     """What clients wait for, from MAIL to the 250 at the end of data."""
     server.tidy()
     settle()
     with StallProbe((server.host, server.plain_port)) if server.answers_noop else contextlib.nullcontext() as probe:
-        load = run_loader(server, case, messages)
+        load = run_loader(server, case, messages, mail)
     if not load.latencies_ms:
         raise ServerFailed(f"{server.name}: no message was accepted. {load.first_refusal}")
     waits = sorted(load.latencies_ms)
@@ -172,12 +195,13 @@ def run_loader(
     server: Server,
     case: Case,
     messages: int,
+    mail: MailFile | None = None,
     *,
     recipients: tuple[str, ...] = (MAILBOX,),
     recipients_per_message: int = 0,
     timeout_seconds: float = _TIMEOUT_SECONDS,
 ) -> Load:
-    """Load with our own program.
+    """Load with our own program: `mail` from clients that it is allowed from, or messages that it makes itself.
 
     @raises ServerFailed: it did not end.
     """
@@ -191,6 +215,10 @@ def run_loader(
     ]
     for recipient in recipients:
         command += ["--recipient", recipient]
+    if mail is not None:
+        command += ["--mail", str(mail.path), "--skip", str(mail.skip)]
+        for address, name in CLIENTS:
+            command += ["--client", f"{address}={name}"]
     try:
         done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, timeout=timeout_seconds + 10, check=True)
     except subprocess.SubprocessError as error:
