@@ -129,7 +129,10 @@ def explain(invocation: Invocation, identifier: int, as_json: bool) -> None:
                 f"message {encode_id(identifier)} is here, and no record of how it came: it was imported, or the record"
                 " is not kept any longer"
             )
-    raise Failure(f"there is no message, transaction or session {encode_id(identifier)} in the record")
+    raise Failure(
+        f"there is no message, transaction or session {encode_id(identifier)} in the record (a session is recorded when"
+        " it has ended)"
+    )
 
 
 # ---------------------------------------------------------------- a transaction
@@ -348,7 +351,9 @@ def _value(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list):
-        return "; ".join(map(_value, value))
+        return "; ".join(map(_value, value)) or "(none)"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{name} = {_value(item)}" for name, item in sorted(value.items())) + "}"
     return str(value)
 
 
@@ -385,7 +390,7 @@ def _said(evidence: Evidence, names: dict[int, str]) -> Iterator[str]:
             continue
         since = local_time(configuration["first_seen_at"])
         yield f"    configuration {fingerprint}, of the policy {configuration['policy']}, known since {since}"
-        for name, value in configuration["options"].items():
+        for name, value in sorted(configuration["options"].items()):
             yield f"        {name} = {_value(value)}"
 
 

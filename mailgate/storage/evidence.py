@@ -43,6 +43,7 @@ RECORD_CHARS = 4096  # of one record of an answer
 RECORDS_CHARS = 16384  # of all of them
 KNOWN_SECONDS = 3600.0
 
+_MAX_TTL = (1 << 31) - 1  # RFC 2181 section 8, and PostgreSQL's integer
 _MAX_KNOWN = 16384
 _MAX_REMEMBERED = 4096
 _REMEMBERED_OCTETS = 2048
@@ -135,7 +136,7 @@ class Evidence:
             "answer_outcome": literal.text_array([answer.outcome.value for answer in answers]),
             "answer_rcode": literal.text_array([answer.rcode for answer in answers]),
             "answer_records": literal.text_array([_array_text(record_texts(answer)) for answer in answers]),
-            "answer_ttl_seconds": literal.number_array([answer.ttl_seconds for answer in answers]),
+            "answer_ttl_seconds": literal.number_array([min(answer.ttl_seconds, _MAX_TTL) for answer in answers]),
             "answer_is_authenticated": literal.number_array([answer.is_authenticated for answer in answers]),
             "answer_answered_at": literal.number_array([float(answer.answered_at) for answer in answers]),
             "answer_detail": literal.text_array([_text(answer.detail) for answer in answers]),

@@ -6,10 +6,13 @@ Standards: RFC 7208, RFC 6376, RFC 9989, RFC 8601.
 from __future__ import annotations
 
 import itertools
+import re
 import smtplib
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import psycopg2
 import pytest
@@ -17,7 +20,8 @@ import pytest
 from mailgate.dns.answer import RecordType
 from mailgate.dns.zone import Zone
 from tests.support import postgres
-from tests.support.gate import Gate
+from tests.support.command import command_for
+from tests.support.gate import Gate, eventually
 from tests.support.name_server import NameServer
 from tests.support.signed import RSA_2048_RECORD, sign
 
@@ -253,3 +257,74 @@ def test_taking_results_out_breaks_no_signature_that_is_checked(sender: Sender) 
     assert found is not None
     assert "dkim=pass" in found.trace
     assert claim.encode() not in found.content
+
+
+# ---------------------------------------------------------------- what the record says
+
+
+def explained(sender: Sender, folder: Path, reply: str) -> Any:  # Any: what JSON is
+    """What `mailgate explain` says of the last id in a reply, once that and its session are recorded."""
+    identifier = re.findall(r"\[([0-9a-z]{13})\]", reply)[-1]
+    command = command_for(sender.gate.dsn, folder)
+
+    def is_recorded() -> bool:
+        if command.run("explain", identifier).exit_code != 0:
+            return False
+        found = command.json("explain", identifier)
+        return bool(found["dialogue"] if "dialogue" in found else found["session"])
+
+    eventually(is_recorded, f"a record of {identifier} and its session")
+    return command.json("explain", identifier)
+
+
+def test_a_refusal_is_explained_by_the_id_in_its_reply(sender: Sender, tmp_path: Path) -> None:
+    """Each check, the answers that it rests on, and the policy that decided, with its options as they were."""
+    subject, content = message("bob@strict.test")
+    found = explained(sender, tmp_path, refused(sender, content, subject, reverse_path="bob@strict.test"))
+    assert (found["transaction"]["disposition"], found["transaction"]["policy"]) == ("refused", "dmarc")
+    results = {(result["kind"], result.get("identity", "")): result for result in found["results"]}
+    assert results["spf", "mailfrom"]["result"] == "fail"
+    (record,) = [each for each in results["spf", "mailfrom"]["answers"] if each["name"] == "strict.test"]
+    assert (record["type"], record["records"]) == ("TXT", ["v=spf1 ip4:127.0.0.2 -all"])
+    dmarc = results["dmarc", ""]
+    assert (dmarc["result"], dmarc["policy"]) == ("fail", "reject")
+    assert "_dmarc.strict.test" in [each["name"] for each in dmarc["answers"]]
+    (verdict,) = found["verdicts"]
+    assert (verdict["stage"], verdict["policy"], verdict["verdict"]) == ("end_of_data", "dmarc", "reject")
+    assert verdict["configuration"]["policy"] == "dmarc"
+    assert verdict["configuration"]["options"]
+    assert any(line.lower().startswith("c: mail from:<bob@strict.test>") for line in found["dialogue"])
+
+
+def test_a_refusal_at_mail_is_explained_too(sender: Sender, tmp_path: Path) -> None:
+    subject, content = message("bob@never.test")
+    found = explained(sender, tmp_path, refused(sender, content, subject, reverse_path="bob@never.test"))
+    assert (found["transaction"]["stage"], found["transaction"]["policy"]) == ("mail", "spf")
+    assert found["results"][-1]["answers"][0]["records"] == ["v=spf1 -all"]
+
+
+def test_a_refused_greeting_is_explained_by_the_sessions_id(sender: Sender, tmp_path: Path) -> None:
+    """There is no transaction, and no other id in the reply."""
+    with smtplib.SMTP("127.0.0.1", sender.gate.port, source_address=(STRANGER, 0)) as smtp:
+        code, said = smtp.docmd("EHLO", "never.test")
+        assert code == 550
+    found = explained(sender, tmp_path, said.decode())
+    assert found["transactions"] == []
+    assert [(result["kind"], result["identity"], result["result"]) for result in found["results"]] == [
+        ("spf", "helo", "fail")
+    ]
+    assert [(verdict["stage"], verdict["policy"]) for verdict in found["verdicts"]] == [("helo", "spf")]
+
+
+def test_answers_from_the_cache_are_kept_once(sender: Sender) -> None:
+    for _ in range(2):
+        _, content = message("bob@strict.test")
+        assert sender.send(content, reverse_path="bob@strict.test", client=FRIEND) == "250"
+    rows = postgres.query(sender.gate.dsn, "SELECT count(*) FROM mailgate.dns_answer WHERE name = '_dmarc.strict.test'")
+    assert rows == [(1,)]
+    rows = postgres.query(
+        sender.gate.dsn,
+        "SELECT messages >= 2 FROM mailgate.authentication_by_domain"
+        " WHERE (domain, method, result) = ('strict.test', 'dmarc', 'pass')",
+    )
+    assert rows == [(True,)]

@@ -230,6 +230,13 @@ def test_answers_are_written_in_the_order_of_digests() -> None:
     assert len(digests) == 7
 
 
+def test_a_time_to_live_that_no_column_holds_is_cut() -> None:
+    """RFC 2181 section 8: more than 31 bits is an error of the sender's."""
+    found = replace(DKIM, evidence=(replace(KEY_RECORD, ttl_seconds=(1 << 32) - 1),))
+    columns = evidence_of([((found,), ())], known()).answer_columns()
+    assert columns["answer_ttl_seconds"] == "'{2147483647}'"
+
+
 # ------------------------------------------------------------ what is known to be kept
 
 
