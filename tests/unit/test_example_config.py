@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from mailgate.config import Config, load_config
+from mailgate.config import USUAL_POLICIES, Config, load_config
+from mailgate.policy.plugin import providers
 from mailgate.toml import ListOf, NamedTables, Reader, Table, entries
 from tests.support.certificates import Authority
 
@@ -138,6 +139,39 @@ def test_the_documented_file_loads_with_every_default_spelled_out(tmp_path: Path
         (tmp_path / name).write_text(content)
         loaded.append(load_config(tmp_path / name, now=NOW))
     assert loaded[0] == loaded[1]
+
+
+POLICIES = (Path(__file__).parents[2] / "docs" / "policies.md").read_text("utf-8")
+_ROW = re.compile(r"\| `([a-z_]+)` \| (?:`(.+?)`|.*?) \| (.+) \|")
+
+
+def options_documented(policy: str) -> dict[str, tuple[str, str]]:
+    """The rows of the table below a built-in policy's heading: key, default and what it means."""
+    section = POLICIES.partition(f"\n### {policy}\n")[2].partition("\n##")[0]
+    return {row[1]: (row[2], row[3]) for line in section.splitlines() if (row := _ROW.fullmatch(line))}
+
+
+@pytest.mark.parametrize("policy", USUAL_POLICIES)
+def test_every_option_of_a_built_in_policy_is_in_the_page_on_policies(policy: str) -> None:
+    """With its real default, and none that is gone."""
+    options = {entry.key: entry for entry in entries(providers()[policy].options)}
+    rows = options_documented(policy)
+    assert list(rows) == list(options)
+    reader = Reader(Path("/etc/mailgate/mailgate.toml"), opens_files=False, now=NOW)
+    for key, (default, meaning) in rows.items():
+        value = tomllib.loads(f"value = {default}")["value"]
+        assert options[key].kind.read(value, key, reader) == options[key].default()
+        assert meaning
+    assert reader.faults == []
+
+
+def test_every_key_of_any_policy_is_documented() -> None:
+    """In the configuration file, and in the page on policies."""
+    common = ("use", "name", "listeners", "domains")
+    rows = dict.fromkeys(row[1] for row in map(_ROW.fullmatch, POLICIES.partition("\n### ")[0].splitlines()) if row)
+    assert tuple(rows) == common
+    shown = re.findall(r"(?m)^#   ([a-z]+) = ", (ETC / "mailgate.toml").read_text())
+    assert tuple(shown) == common
 
 
 def test_the_quickstart_needs_nothing_but_loopback() -> None:
