@@ -384,9 +384,10 @@ class PolicyTables:
             problem = "it is missing" if use is None else f"{use!r} is no policy that is installed"
             reader.fault(f"{key}.use", problem, "use one of " + ", ".join(sorted(known)))
             return None
-        own = {"use", "name", "listeners", "domains"}
-        common = reader.read_table(_PolicyKeys, {k: v for k, v in table.items() if k in own and k != "use"}, key)
-        options = reader.read_table(known[use].options, {k: v for k, v in table.items() if k not in own}, key)
+        shared = ("use", "name", "listeners", "domains")
+        common = reader.read_table(_PolicyKeys, {k: v for k, v in table.items() if k in shared and k != "use"}, key)
+        own = {k: v for k, v in table.items() if k not in shared}
+        options = reader.read_table(known[use].options, own, key, beside=shared)
         return PolicyUse(
             use=use, name=common.name or use, listeners=common.listeners, domains=common.domains, options=options
         )

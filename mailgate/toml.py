@@ -370,14 +370,19 @@ class Reader:
             key, problem = _place(str(error), content)
             self.fault(key, problem, "correct the TOML there")
             return None
-        return self.read_table(kind, table, "", **given)
+        return self.read_table(kind, table, "", beside=(), **given)
 
-    def read_table(self, kind: type[Any], table: Mapping[str, object], key: str, **given: object) -> Any:
-        """An instance of that dataclass. A key that is at fault leaves its default there, or None."""
+    def read_table(
+        self, kind: type[Any], table: Mapping[str, object], key: str, *, beside: Sequence[str] = (), **given: object
+    ) -> Any:
+        """An instance of that dataclass. A key that is at fault leaves its default there, or None.
+
+        `beside` are keys of the same table that somebody else reads: they may have been meant.
+        """
         prefix = f"{key}." if key else ""
         values: dict[str, Any] = dict(given)
         schema = [entry for entry in entries(kind) if entry.field not in given]
-        self._refuse_unknown(table, [entry.key for entry in schema], prefix)
+        self._refuse_unknown(table, [*beside, *(entry.key for entry in schema)], prefix)
         for entry in schema:
             values[entry.field] = self._known[prefix + entry.key] = self._read_entry(entry, table, prefix)
         return kind(**values)
