@@ -129,6 +129,17 @@ def test_the_wheel_adds_nothing_to_twisted_but_the_plugin(installed: Installed) 
     assert theirs == {"twisted/plugins/mailgate_plugin.py"}
 
 
+def test_the_policies_that_are_built_in_are_found_and_nothing_is_written(installed: Installed) -> None:
+    """A service may not write where its programs are."""
+    found = installed.python(
+        "import pathlib, sys; sys.dont_write_bytecode = True;"
+        "import mailgate.plugins; from mailgate.policy.plugin import providers;"
+        "folder = pathlib.Path(mailgate.plugins.__file__).parent;"
+        "print(*sorted(providers()), *sorted(path.name for path in folder.glob('*.*')))"
+    )
+    assert found.split() == ["arc", "dkim", "dmarc", "spf", "__init__.py", "builtin.py"]
+
+
 def test_sql_is_read_as_a_resource(installed: Installed) -> None:
     """Where the package lives isn't the program's business (importlib.resources)."""
     schema = installed.python(

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import permutations
+from random import Random
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
@@ -521,3 +524,113 @@ def test_an_acceptance_for_some_ends_nothing_for_the_others() -> None:
         request=at(Stage.END_OF_DATA, transaction("strict.test", "other.test")),
     )
     assert decision.policy == "general"
+
+
+def test_what_two_policies_say_of_different_recipients_holds_for_each() -> None:
+    """Both refuse, and all are concerned; still no single reply is true for either policy."""
+    decision = decide(
+        Member(says("a", REJECT), domains=frozenset({"a.test"})),
+        Member(says("b", DISCARD), domains=frozenset({"b.test"})),
+        request=at(Stage.END_OF_DATA, transaction("a.test", "b.test", "a.test", "c.test")),
+    )
+    assert decision.verdict == CONTINUE
+    fates = {position: (type(fate.verdict), fate.policy) for position, fate in decision.fates}
+    assert fates == {0: (Quarantine, "a"), 1: (Discard, "b"), 2: (Quarantine, "a")}
+
+
+def test_of_several_fates_the_first_counts_but_discard_outweighs() -> None:
+    """As for the message as a whole."""
+    decision = decide(
+        Member(says("first", QUARANTINE), domains=OURS),
+        Member(says("second", Quarantine("also odd")), domains=OURS),
+        Member(says("third", DISCARD), domains=OURS),
+        Member(says("fourth", REJECT), domains=OURS),
+        request=at(Stage.END_OF_DATA, transaction("strict.test", "other.test")),
+    )
+    ((position, fate),) = decision.fates
+    assert (position, fate.verdict, fate.policy) == (0, DISCARD, "third")
+
+
+def test_a_fate_for_some_does_not_stop_a_refusal_for_all() -> None:
+    decision = decide(
+        Member(says("strict", REJECT), domains=OURS),
+        says("general", REJECT),
+        request=at(Stage.END_OF_DATA, transaction("strict.test", "other.test")),
+    )
+    assert (decision.verdict, decision.policy) == (REJECT, "general")
+
+
+def test_before_the_message_an_objection_for_some_is_a_fate_too() -> None:
+    """DATA has one reply for all recipients as well."""
+    decision = decide(
+        Member(says("strict", REJECT), domains=OURS),
+        request=at(Stage.DATA, transaction("strict.test", "other.test")),
+    )
+    ((position, fate),) = decision.fates
+    assert (position, fate.verdict) == (0, Quarantine("refused for some recipients only: 550 5.7.1 No"))
+
+
+def test_of_several_postponed_objections_the_first_refusal_decides() -> None:
+    """A quarantine that was raised before lets it."""
+    chain = Chain(
+        Clock(),
+        [
+            Member(says("odd", QUARANTINE, stages=frozenset({Stage.CONNECT})), domains=OURS),
+            Member(says("later", DEFER, stages=frozenset({Stage.HELO})), domains=OURS),
+            Member(says("never", REJECT, stages=frozenset({Stage.HELO})), domains=OURS),
+        ],
+    )
+    notes: tuple[object, ...] = ()
+    for stage in (Stage.CONNECT, Stage.HELO):
+        before = chain.decide(at(stage))
+        assert isinstance(before, Decision)
+        assert before.verdict == CONTINUE
+        notes += before.notes
+    path = ForwardPath(Address("bob", "strict.test"))
+    decision = chain.decide(Request(Stage.RCPT, SESSION, transaction(), path, notes=notes))
+    assert isinstance(decision, Decision)
+    assert (decision.verdict, decision.policy) == (DEFER, "later")
+
+
+def test_a_postponed_quarantine_gives_way_to_a_refusal_at_rcpt() -> None:
+    """The more honest answer."""
+    chain = Chain(
+        Clock(),
+        [
+            Member(says("odd", QUARANTINE, stages=frozenset({Stage.MAIL})), domains=OURS),
+            says("recipients", REJECT, stages=frozenset({Stage.RCPT})),
+        ],
+    )
+    before = chain.decide(at(Stage.MAIL, transaction()))
+    assert isinstance(before, Decision)
+    path = ForwardPath(Address("bob", "strict.test"))
+    decision = chain.decide(Request(Stage.RCPT, SESSION, transaction(), path, notes=before.notes))
+    assert isinstance(decision, Decision)
+    assert (decision.verdict, decision.policy) == (REJECT, "recipients")
+
+
+VERDICTS = st.sampled_from([CONTINUE, ACCEPT, REJECT, DEFER, QUARANTINE, DISCARD])
+
+
+@given(st.lists(st.tuples(VERDICTS, st.booleans()), max_size=6), st.randoms(use_true_random=False))
+def test_every_mix_of_verdicts_and_every_order_of_answers_is_decided_alike(
+    said: list[tuple[Verdict, bool]], random: Random
+) -> None:
+    """The rules of the chain, told once more: what counts, and who."""
+    counting: list[tuple[str, Verdict]] = []
+    for number, (verdict, _) in enumerate(said):
+        counting.append((f"p{number}", verdict))
+        if isinstance(verdict, Reject | Defer | Accept):
+            break
+    expected: tuple[str, Verdict] = ("", CONTINUE)
+    for kind in (Quarantine, Discard, (Reject, Defer)):
+        expected = next(((name, verdict) for name, verdict in counting if isinstance(verdict, kind)), expected)
+    policies = [Slow(f"p{n}") if waits else says(f"p{n}", verdict) for n, (verdict, waits) in enumerate(said)]
+    deciding = decide(*policies)
+    waiting = [(policy, verdict) for policy, (verdict, _) in zip(policies, said, strict=True)]
+    random.shuffle(waiting)
+    for policy, verdict in waiting:
+        if isinstance(policy, Slow) and policy.waiting and not policy.waiting[0].called:
+            policy.waiting[0].callback(verdict)
+    decision = result(deciding) if isinstance(deciding, Deferred) else deciding
+    assert (decision.policy, decision.verdict) == expected
