@@ -7,7 +7,7 @@ Standards: RFC 9989 sections 4.4 (alignment), 4.7 (np, sp, t), 4.10.1 (policy di
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -57,8 +57,13 @@ def evaluate(author_domain: str, spf: SpfResult | None, dkim: Sequence[DkimResul
             notes=_notes(record),
             evidence=tuple(answers.used.values()),
         )
-    spf_aligned = _spf_is_aligned(author_domain, spf, Alignment(record.aspf), answers)
-    dkim_aligned = _dkim_is_aligned(author_domain, dkim, Alignment(record.adkim), answers)
+    walks = {author_domain: steps}
+
+    def is_aligned(domain: str, mode: str) -> bool | None:
+        return are_aligned(author_domain, domain, Alignment(mode), answers, walks)
+
+    spf_aligned = _spf_is_aligned(spf, lambda domain: is_aligned(domain, record.aspf))
+    dkim_aligned = _dkim_is_aligned(dkim, lambda domain: is_aligned(domain, record.adkim))
     published, is_subdomain = _published(author_domain, found, answers)
     problem = ""
     if spf_aligned or dkim_aligned:
@@ -117,30 +122,30 @@ def _published(author_domain: str, found: _Applicable, answers: Answers) -> tupl
 
 
 def _exists(domain: str, answers: Answers) -> bool:
-    """Whether there is such a domain: it has an A, AAAA or MX record. Doubt counts as existing."""
-    for record_type in (RecordType.MX, RecordType.A, RecordType.AAAA):
-        answer = answers.get(domain, record_type)
-        if answer.outcome is Outcome.NXDOMAIN:
-            return False
-        if answer.outcome in (Outcome.ANSWER, Outcome.FAILURE):
-            return True
-    return False
+    """Whether there is such a domain: the DNS does not deny it (section 3.2). Doubt counts as existing.
+
+    An alias exists, though it leads nowhere: NXDOMAIN is then about its target (RFC 6604 section 3).
+    """
+    return any(
+        answers.get(domain, record_type).outcome is not Outcome.NXDOMAIN
+        for record_type in (RecordType.A, RecordType.CNAME)
+    )
 
 
-def _spf_is_aligned(author: str, spf: SpfResult | None, mode: Alignment, answers: Answers) -> bool | None:
+def _spf_is_aligned(spf: SpfResult | None, is_aligned: Callable[[str], bool | None]) -> bool | None:
     if spf is None or spf.result not in (Result.PASS, Result.TEMPERROR):
         return False
-    aligned = are_aligned(author, spf.domain, mode, answers)
+    aligned = is_aligned(spf.domain)
     return aligned if spf.result is Result.PASS or aligned is False else None
 
 
-def _dkim_is_aligned(author: str, dkim: Sequence[DkimResult], mode: Alignment, answers: Answers) -> bool | None:
+def _dkim_is_aligned(dkim: Sequence[DkimResult], is_aligned: Callable[[str], bool | None]) -> bool | None:
     """True where a passing signature is aligned; None where one is that could not be checked."""
     is_open = False
     for signature in dkim:
         if signature.result not in (Result.PASS, Result.TEMPERROR) or not signature.domain:
             continue
-        aligned = are_aligned(author, signature.domain, mode, answers)
+        aligned = is_aligned(signature.domain)
         if aligned and signature.result is Result.PASS:
             return True
         is_open = is_open or aligned is not False
