@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from mailgate.auth.dmarc_record import DmarcRecord, Psd, record_in
@@ -56,6 +57,7 @@ def walk(domain: str, answers: Answers) -> tuple[Step, ...]:
     return tuple(steps)
 
 
+@lru_cache(maxsize=4096)
 def walk_names(domain: str) -> tuple[str, ...]:
     """The domains that a walk looks at, whatever it finds."""
     labels = domain.split(".")
@@ -88,19 +90,34 @@ def organizational_domain(steps: tuple[Step, ...]) -> str:
     return last.domain  # the record with the fewest labels
 
 
-def are_aligned(author: str, authenticated: str, mode: Alignment, answers: Answers) -> bool | None:
+def are_aligned(
+    author: str,
+    authenticated: str,
+    mode: Alignment,
+    answers: Answers,
+    walks: dict[str, tuple[Step, ...]] | None = None,
+) -> bool | None:
     """Whether a domain that was authenticated is aligned with the author's; None where the DNS failed to tell.
 
+    `walks` holds those that were taken in the same evaluation.
     @raises Missing: the tree above one of them is not known yet.
     """
     if author == authenticated:
         return True
     if mode is Alignment.STRICT or not _may_share_an_organization(author, authenticated):
         return False
-    walks = (walk(author, answers), walk(authenticated, answers))
-    if any(step.failed for steps in walks for step in steps):
+    of_author = walk(author, answers)
+    if any(step.failed for step in of_author):
         return None
-    return organizational_domain(walks[0]) == organizational_domain(walks[1])
+    organization = organizational_domain(of_author)
+    # Its own organization is itself or above it, and it costs no walk to see that this can't be the author's. Whoever
+    # authenticates a domain of his own, of which the DNS is silent, would else have his forgeries deferred, not refused.
+    if authenticated != organization and not authenticated.endswith("." + organization):
+        return False
+    of_authenticated = walk(authenticated, answers)
+    if any(step.failed for step in of_authenticated):
+        return None
+    return organizational_domain(of_authenticated) == organization
 
 
 def _may_share_an_organization(one: str, other: str) -> bool:

@@ -133,7 +133,14 @@ def test_alignment(author: str, authenticated: str, records: dict[str, str], rel
 @pytest.mark.parametrize("failing", ["a.example.com", "b.example.com", "example.com", "com"])
 def test_where_the_dns_does_not_answer_nothing_is_known(failing: str) -> None:
     """RFC 9989 section 5.3.6: such a message neither passes nor fails."""
-    assert aligned("a.example.com", "b.example.com", {}, Alignment.RELAXED, failing) is None
+    records = {name: record for name, record in ORG.items() if name != failing}
+    assert aligned("a.example.com", "b.example.com", records, Alignment.RELAXED, failing) is None
+
+
+def test_a_domain_outside_the_authors_organization_is_not_aligned_whatever_the_dns_says_of_it() -> None:
+    """RFC 9989 section 4.10.2: its organization is itself or above it. A forger's dead DNS must not defer his mail."""
+    assert aligned("example.com", "forger.com", ORG, Alignment.RELAXED, "forger.com") is False
+    assert aligned("a.example.com", "badexample.com", ORG, Alignment.RELAXED, "badexample.com") is False
 
 
 def test_what_needs_no_walk_asks_for_nothing() -> None:
