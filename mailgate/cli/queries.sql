@@ -193,7 +193,8 @@ FROM (
      LIMIT %(limit)s)
     UNION ALL
     (SELECT r.transaction_id, t.ended_at, t.client_address, t.helo, t.reverse_path, r.forward_path, 'rcpt', r.reply,
-            CASE WHEN t.stage = 'rcpt' THEN t.policy END, CASE WHEN t.stage = 'rcpt' THEN t.reason END
+            coalesce(r.policy, CASE WHEN t.stage = 'rcpt' THEN t.policy END),
+            CASE WHEN t.stage = 'rcpt' THEN t.reason END
      FROM recipient r
      JOIN transaction t ON t.id = r.transaction_id
      WHERE NOT r.is_accepted AND r.transaction_id >= id_at(%(since)s)
