@@ -106,15 +106,17 @@ def are_aligned(
         return True
     if mode is Alignment.STRICT or not _may_share_an_organization(author, authenticated):
         return False
-    of_author = walk(author, answers)
+    walks = {} if walks is None else walks
+    of_author = walks.get(author) or walk(author, answers)
     if any(step.failed for step in of_author):
         return None
     organization = organizational_domain(of_author)
     # Its own organization is itself or above it, and it costs no walk to see that this can't be the author's. Whoever
-    # authenticates a domain of his own, of which the DNS is silent, would else have his forgeries deferred, not refused.
+    # authenticates a domain of his own, of which the DNS is silent, would else have his forgeries deferred.
     if authenticated != organization and not authenticated.endswith("." + organization):
         return False
-    of_authenticated = walk(authenticated, answers)
+    of_authenticated = walks.get(authenticated) or walk(authenticated, answers)
+    walks[author], walks[authenticated] = of_author, of_authenticated
     if any(step.failed for step in of_authenticated):
         return None
     return organizational_domain(of_authenticated) == organization

@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
+from functools import lru_cache
 
 MAX_RECORD_OCTETS = 4096
 
@@ -61,6 +62,7 @@ def record_in(records: Iterable[object]) -> DmarcRecord | None:
     return parse_record(found[0]) if len(found) == 1 else None
 
 
+@lru_cache(maxsize=1024)
 def parse_record(text: bytes) -> DmarcRecord | None:
     """One TXT record read as a DMARC record; None where it is not one."""
     if len(text) > MAX_RECORD_OCTETS or not _VERSION.match(text):
