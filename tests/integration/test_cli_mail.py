@@ -265,7 +265,7 @@ def test_refusals_are_those_of_the_view(mailgate: Command) -> None:
         )
     query(mailgate.dsn, "UPDATE mailgate.recipient SET policy = 'recipients' WHERE NOT is_accepted")
     columns = ("id", "forward_path", "stage", "reply", "policy", "reason")
-    view = query(mailgate.dsn, f"SELECT {', '.join(columns)} FROM mailgate.recent_refusals")  # noqa: S608  # our names
+    view = query(mailgate.dsn, f"SELECT {', '.join(columns)} FROM mailgate.recent_refusals")
     listed = [tuple(record[column] for column in columns) for record in mailgate.json("refusals")]
     assert sorted(map(str, listed)) == sorted(map(str, view))
 
