@@ -33,6 +33,7 @@ from mailgate.auth.signature import (
     read_signature,
     require_key_name,
     tag_value,
+    time_value,
     weakness,
 )
 from mailgate.auth.signing_key import MAXIMUM_RSA_BITS, MINIMUM_RSA_BITS, KeyFault, key_question, keys_in
@@ -244,6 +245,8 @@ def _seal_of(tags: TagList) -> _Seal:
     if b"h" in tags:
         # RFC 8617 section 4.1.3: there is no h=, and one that is found makes the chain fail.
         raise MalformedTags("h= may not stand in it")
+    if b"t" in tags:
+        tag_value(tags, b"t", time_value)
     chain_validation = tag_value(tags, b"cv", bytes)
     if chain_validation not in _CHAIN_VALIDATIONS:
         raise MalformedTags("cv= is none of none, pass and fail")

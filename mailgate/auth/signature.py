@@ -87,7 +87,7 @@ def read_signature(tags: TagList) -> Signature:
         raise MalformedTags("q=: the key is not in the DNS")
     signed_at = tag_value(tags, b"t", time_value) if b"t" in tags else None
     expires_at = tag_value(tags, b"x", time_value) if b"x" in tags else None
-    if signed_at is not None and expires_at is not None and expires_at < signed_at:
+    if signed_at is not None and expires_at is not None and expires_at <= signed_at:
         raise MalformedTags("x=: it expired before it was made")
     signed_fields = tag_value(tags, b"h", _field_names)
     if "from" not in signed_fields:
@@ -249,9 +249,12 @@ def check_signature(
 ) -> Checked:
     """Verify a signature with the key that was found. `rsa_bits` are the least and the most that are taken."""
     keys = keys_in(answer, signature.algorithm, *rsa_bits)
-    if isinstance(keys, KeyFault):
-        return Checked(keys.result, keys.problem, None, keys.bits)
     body = hashes[signature.body_form]
+    if isinstance(keys, KeyFault):
+        if keys.result is Result.TEMPERROR and body.sha256 != signature.body_sha256:
+            # The key, once it is there, would not make the hash right: there is nothing to try again for.
+            return Checked(Result.FAIL, "the body was changed")
+        return Checked(keys.result, keys.problem, None, keys.bits)
     key = keys[0]
     length = signature.body_form.length_octets
     if length is not None and length > body.body_octets:

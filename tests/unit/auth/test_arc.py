@@ -179,6 +179,7 @@ CV = [
     (2, b"a=rsa-sha256", b"a=rsa-sha1", "seal 2 can't be read: a=: rsa-sha1 proves nothing any more"),
     (2, b"d=two.example", b"d=com", "seal 2 can't be read: d=: it is no domain that anybody could sign for"),
     (2, b"s=arc", b"h=from; s=arc", "seal 2 can't be read: h= may not stand in it"),
+    (2, b" t=", b" t=now", "seal 2 can't be read: t=: it is no number"),
     (2, b"b=", b"b=*", "seal 2 can't be read: b=: it is not base64"),
     (2, b"i=2", b"i=0", "an ARC field has no instance between 1 and 50"),
     (2, b"i=2", b"i=51", "an ARC field has no instance between 1 and 50"),

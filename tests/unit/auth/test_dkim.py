@@ -390,6 +390,7 @@ TAG_FAULTS = [
     ("bh={bh}", "bh={bh}; t=yesterday", "t=: it is no number"),
     ("bh={bh}", "bh={bh}; t=" + "9" * 5000, "t=: it is no number"),
     ("bh={bh}", "bh={bh}; t=1799999999; x=1799999998", "x=: it expired before it was made"),
+    ("bh={bh}", "bh={bh}; t=1799999999; x=1799999999", "x=: it expired before it was made"),
     ("bh={bh}", "bh={bh}; i=joe@example.com", "i=: its domain is not that of d=, and not below it"),
     ("bh={bh}", "bh={bh}; i=joe@evilfootball.example.com", "i=: its domain is not that of d=, and not below it"),
     ("bh={bh}", f"bh={{bh}}; i={DOMAIN}", "i=: it is no identity"),
@@ -452,6 +453,13 @@ def test_time_is_told_with_an_allowance_for_clocks(tag: str, now: float, result:
     """RFC 6376 section 3.5: a receiver "MAY" consider such a signature invalid, and may add a fudge factor."""
     found = result_of(sign_tags(f"{TAGS}; {tag}"), now=now)
     assert (found.result, found.problem) == (result, problem)
+
+
+def test_a_changed_body_is_a_fail_though_the_key_could_not_be_looked_up() -> None:
+    """RFC 6376 section 6.1.3: no key makes the hash right, so there is nothing to try again for."""
+    question = f"rsa._domainkey.{DOMAIN}"
+    result = result_of(sign() + b"More.\r\n", {question: Outcome.FAILURE})
+    assert (result.result, result.problem) == (Result.FAIL, "the body was changed")
 
 
 PADDING = b"n=" + b"x" * 4096 + b"; "
