@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import importlib
 import re
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -181,7 +183,9 @@ class ExampleTests(unittest.TestCase):
         assert await self.decide("blocklist", Request(Stage.CONNECT, SESSION)) == Continue()
 
     async def test_known_bad(self) -> None:
-        digests = Path(self.mktemp())  # type: ignore[no-untyped-call]  # Twisted's
+        folder = Path(tempfile.mkdtemp(prefix="mailgate-test-"))
+        self.addCleanup(shutil.rmtree, folder)
+        digests = folder / "known-bad.txt"
         digests.write_text("00\n")
         assert await self.decide("known-bad", at_end(), digests=str(digests)) == Continue()
         digests.write_text(f"00\n{LETTER.sha256.hex()}\n")
