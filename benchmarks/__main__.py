@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator
 
     from benchmarks.server import Server
+    from benchmarks.signed_mail import MailFile
 
 _IDLE_PLAIN, _IDLE_TLS = 2000, 500
 _MEMORY_TOPICS = ("memory-idle-plain", "memory-idle-tls", "memory-big-1", "memory-big-1000")
@@ -78,6 +79,12 @@ _QUICK_CASES = (
     metavar="NAME=VALUE",
     help="A line more of Postfix's main.cf, as default_process_limit=250; may be repeated.",
 )
+@click.option(
+    "--haraka",
+    "haraka_modules",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    help="Measure signed mail with Haraka too: where npm installed it, with haraka-plugin-{spf,dkim} and pg.",
+)
 @click.option("--no-postfix", is_flag=True, help="Leave the reference out.")
 @click.option(
     "--folder",
@@ -100,6 +107,7 @@ def main(
     rounds: int | None,
     load: str,
     postfix_parameters: tuple[str, ...],
+    haraka_modules: Path | None,
     no_postfix: bool,
     folder: Path | None,
     nice: int | None,
@@ -128,7 +136,7 @@ def main(
             parameters = None if no_postfix else postfix_parameters
             if parameters:
                 results.machine["postfix"] += f" ({', '.join(parameters)})"
-            _run(place, wanted, results, _QUICK if quick else _FULL, rounds, load, parameters)
+            _run(place, wanted, results, _QUICK if quick else _FULL, rounds, load, parameters, haraka_modules)
         except ServerFailed as why:
             raise click.ClickException(str(why)) from why
         finally:
@@ -153,20 +161,31 @@ def main(
 @click.pass_obj
 def profile_command(folder: Path | None, case_name: str, seconds: int, output: Path, top: int) -> None:
     """Sample the gate with py-spy under load, and say which functions take the time."""
-    by_name = {case.name: case for case in throughput.cases()}
+    by_name = {case.name: case for case in (*throughput.cases(), *throughput.checked_cases())}
     if case_name not in by_name:
         raise click.UsageError(f"no such case: {case_name}")
     case = by_name[case_name]
     _end_on_sigterm()
     memory.raise_open_files(8192)
-    with _folder(folder) as place:
+    with _folder(folder) as place, contextlib.ExitStack() as stack:
         certificate, key = make_certificate(place, "mx.bench.test")
-        with Gate(place / "gate", certificate, key) as gate:
-            rate = throughput.measure(gate, case, 500, "own").stored_per_second
-            try:
-                found = profiling.profile(gate, case, seconds, rate, output)
-            except (LeftOut, ServerFailed) as error:
-                raise click.ClickException(str(error)) from error
+        try:
+            name_server: str | None = None
+            surroundings: authentication.Surroundings | None = None
+            if case.is_checked:
+                surroundings = authentication.Surroundings(place / "surroundings", [case])
+                names = stack.enter_context(surroundings.name_server)
+                name_server = f"{names.host}:{names.port}"
+            gate = stack.enter_context(Gate(place / "gate", certificate, key, name_server=name_server))
+
+            def mail(messages: int) -> MailFile | None:
+                return None if surroundings is None else surroundings.mail(case, gate, messages)
+
+            trial = 10 if case.size_octets >= 1_000_000 else 200 if case.is_cold else 500
+            rate = throughput.measure(gate, case, trial, "own", mail(trial)).stored_per_second
+            found = profiling.profile(gate, case, seconds, rate, output, mail(int(rate * seconds)))
+        except (LeftOut, ServerFailed) as error:
+            raise click.ClickException(str(error)) from error
     console.print(
         f"{found.messages} messages, {found.cpu_us:.0f} us of the gate's CPU each, "
         f"in Python {found.python_share:.0%} of the time; {output}"
@@ -197,6 +216,7 @@ def _run(
     rounds: int | None,
     load: str,
     postfix_parameters: tuple[str, ...] | None,
+    haraka_modules: Path | None,
 ) -> None:
     """`postfix_parameters` is None where Postfix is left out."""
     deadline = time.monotonic() + extent.total_seconds
@@ -211,7 +231,9 @@ def _run(
     if cases:
         _measure_plain(place, cases, results, extent, rounds, load, postfix_parameters, certificate, key, deadline)
     if checked := [case for case in throughput.checked_cases() if case.name in wanted]:
-        _measure_checked(place, checked, results, rounds or extent.rounds, postfix_parameters, certificate, key)
+        _measure_checked(
+            place, checked, results, rounds or extent.rounds, postfix_parameters, haraka_modules, certificate, key
+        )
 
 
 def _measure_checked(
@@ -220,6 +242,7 @@ def _measure_checked(
     results: Results,
     rounds: int,
     postfix_parameters: tuple[str, ...] | None,
+    haraka_modules: Path | None,
     certificate: Path,
     key: Path,
 ) -> None:
@@ -227,7 +250,13 @@ def _measure_checked(
     try:
         surroundings = authentication.Surroundings(place / "surroundings", cases)
         servers = authentication.started(
-            place, surroundings.name_server, certificate, key, postfix_parameters, results.left_out
+            place,
+            surroundings.name_server,
+            certificate,
+            key,
+            parameters=postfix_parameters,
+            haraka_modules=haraka_modules,
+            left_out=results.left_out,
         )
         with servers as running:
             console.print(_table_of([CASE_COLUMNS]))

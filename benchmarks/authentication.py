@@ -1,5 +1,5 @@
-"""Signed mail through the full chain, beside the same mail through a gate without policies, and through Postfix with
-policyd-spf, opendkim and opendmarc.
+"""Signed mail through the full chain, beside the same mail through a gate without policies, through Postfix with
+policyd-spf, opendkim and opendmarc, and through Haraka with spf and dkim.
 
 What the chain costs is the difference between the two gates. Familiar mail comes from 40 domains over and over, so
 that all answers are at hand after the first run; cold, each message comes from a domain that none of the servers has
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from benchmarks import throughput
 from benchmarks.checkers import Checkers
 from benchmarks.gate import Gate
+from benchmarks.haraka import Haraka
 from benchmarks.measure import set_priority
 from benchmarks.name_server import NameServer
 from benchmarks.postfix import Postfix
@@ -75,6 +76,7 @@ class Servers:
     gate: Gate
     unchecked: Gate  # the same without policies
     reference: Postfix | None
+    haraka: Haraka | None
 
 
 @contextlib.contextmanager
@@ -83,7 +85,9 @@ def started(
     names: NameServer,
     certificate: Path,
     key: Path,
+    *,
     parameters: tuple[str, ...] | None,
+    haraka_modules: Path | None,
     left_out: list[str],
 ) -> Iterator[Servers]:
     """All of them, running. `parameters` are lines more for Postfix, or None to leave it out."""
@@ -102,11 +106,17 @@ def started(
                 )
             except (LeftOut, ServerFailed) as why:
                 left_out.append(f"Postfix with policyd-spf, opendkim and opendmarc ({why})")
+        haraka: Haraka | None = None
+        if parameters is not None or haraka_modules is not None:
+            try:
+                haraka = stack.enter_context(Haraka(place / "haraka", haraka_modules, names))
+            except (LeftOut, ServerFailed) as why:
+                left_out.append(f"Haraka ({why})")
         if (nice := os.getpriority(os.PRIO_PROCESS, 0)) != 0:
-            theirs = reference.leaders() if reference is not None else ()
-            for pid in (names.pid, *gate.leaders(), *unchecked.leaders(), *theirs):
+            all_servers = [server for server in (gate, unchecked, reference, haraka) if server is not None]
+            for pid in (names.pid, *(pid for server in all_servers for pid in server.leaders())):
                 set_priority(pid, nice)
-        yield Servers(gate, unchecked, reference)
+        yield Servers(gate, unchecked, reference, haraka)
 
 
 def measure(servers: Servers, surroundings: Surroundings, result: CaseResult, rounds: int) -> None:
@@ -129,6 +139,10 @@ def measure(servers: Servers, surroundings: Surroundings, result: CaseResult, ro
     if reference is not None:
         work = min(work, run(reference, trial).stored_per_second * _REFERENCE_SECONDS)
         _check(reference)
+    haraka = servers.haraka if not is_big else None
+    if haraka is not None:
+        run(haraka, trial)
+        _check(haraka)
     messages = min(max(int(work), trial), _COLD_MOST if case.is_cold else int(work) + trial)
     if is_big:
         messages = _BIG_MESSAGES
@@ -138,13 +152,15 @@ def measure(servers: Servers, surroundings: Surroundings, result: CaseResult, ro
             result.unchecked.append(run(servers.unchecked, messages))
         if reference is not None:
             result.reference.append(run(reference, messages))
+        if haraka is not None:
+            result.haraka.append(run(haraka, messages))
     sample = 2 * _BIG_MESSAGES if is_big else min(max(int(our_rate * _LATENCY_SECONDS), trial), _COLD_MOST)
     result.our_latency = throughput.measure_latency(
         servers.gate, case, sample, surroundings.mail(case, servers.gate, sample)
     )
 
 
-def _check(server: Gate | Postfix) -> None:
+def _check(server: Gate | Postfix | Haraka) -> None:
     """@raises ServerFailed: it does not find all mail genuine, which it is, so that it is not measured at that work."""
     stored, passed = server.stored(), server.passed()
     if passed < stored:

@@ -74,15 +74,7 @@ class Checkers:
         self._programs = {name: _program(name) for name in _PACKAGES}
         if missing := [package for name, package in _PACKAGES.items() if self._programs[name] is None]:
             raise LeftOut(f"{', '.join(missing)} not installed")
-        if os.geteuid() != 0:
-            raise LeftOut("opendkim, opendmarc and policyd-spf get a resolv.conf of their own only by root")
-        self._in_namespace = (
-            *("unshare", "--mount", "sh", "-c", 'mount --bind "$0" /etc/resolv.conf && exec "$@"'),
-            str(name_server.resolv_conf),
-        )
-        done = subprocess.run([*self._in_namespace, "true"], capture_output=True, text=True, timeout=10, check=False)
-        if done.returncode != 0:
-            raise LeftOut(f"no mount namespace for a resolv.conf: {done.stderr.strip()}")
+        self.in_namespace = name_server.in_namespace()
         folder.mkdir()
         self.folder = folder
         (folder / "nobody").write_text("192.0.2.1\n")
@@ -107,7 +99,7 @@ class Checkers:
             assert program is not None
             with (self.folder / f"{name}.log").open("wb") as log:
                 process = subprocess.Popen(
-                    [*self._in_namespace, program, "-f", file_option, str(self.folder / f"{name}.conf")],
+                    [*self.in_namespace, program, "-f", file_option, str(self.folder / f"{name}.conf")],
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
@@ -153,11 +145,6 @@ class Checkers:
         """Lines of master.cf."""
         arguments = f"{self._programs['policyd-spf']} {self.folder}/policyd-spf.conf"
         return f"policyd-spf unix - n n - 0 spawn user={_user('policyd-spf')} argv={arguments}\n"
-
-    @property
-    def in_namespace(self) -> tuple[str, ...]:
-        """What a command that has to ask our name server begins with."""
-        return self._in_namespace
 
 
 def _program(name: str) -> str | None:

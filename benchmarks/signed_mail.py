@@ -35,13 +35,14 @@ if TYPE_CHECKING:
 CLIENTS = tuple((f"127.0.1.{number}", f"out{number}.provider.example") for number in range(1, 9))
 _PROVIDER = "provider.example"
 _SIGNED_FIELDS = ("from", "to", "subject", "date", "message-id", "mime-version", "content-type")
-_WORDS = tuple(
-    b"account agenda annual answer archive attached because before between budget calendar change client contract "
-    b"delivery department document draft during estimate every figures finance following forward invoice meeting "
-    b"minutes month morning network notice office order payment please project proposal quarter question regards "
-    b"release report request review schedule section service shipment summary system the to and of in for with that "
-    b"this will have from they which would their been were when what update version weekly without year".decode().split()
+_VOCABULARY = (
+    "account agenda annual answer archive attached because before between budget calendar change client contract "
+    "delivery department document draft during estimate every figures finance following forward invoice meeting "
+    "minutes month morning network notice office order payment please project proposal quarter question regards "
+    "release report request review schedule section service shipment summary system the to and of in for with that "
+    "this will have from they which would their been were when what update version weekly without year"
 )
+_WORDS = _VOCABULARY.split()
 
 
 @dataclass(frozen=True, slots=True)
