@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import errno
 import ipaddress
+import os
 import re
 import socket
 from dataclasses import dataclass
 from typing import Any
 
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.error import CannotListenError
-from twisted.internet.interfaces import IListeningPort, IReactorSocket
+from twisted.internet.interfaces import IAddress, IListeningPort, IReactorSocket
 from twisted.internet.protocol import ServerFactory
 
 _HAS_NO_SUCH_FAMILY = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT})
@@ -74,6 +76,19 @@ def _tcp(port: str, address: str, endpoint: str) -> Place | None:
     except ValueError:  # an interface's name, or a host's
         return Place(endpoint)
     return Place(address, int(port), is_dual_stack=is_wildcard and ":" in address)
+
+
+def name_of(address: IAddress) -> str:
+    """What a person calls a bound address: "192.0.2.1:25", "[2001:db8::1]:25", or the path of a Unix socket."""
+    match address:
+        case IPv4Address():
+            return f"{address.host}:{address.port}"
+        case IPv6Address():
+            return f"[{address.host}]:{address.port}"
+        case UNIXAddress():
+            return os.fsdecode(address.name) if address.name else "a socket without a name"
+        case _:
+            return str(address)
 
 
 def listen_tcp(

@@ -5,8 +5,8 @@ makes: the database has answered and may be worked with, then the ports are boun
 hear of it. The order of a stop is the promise that 250 makes: no new connections, every message that is being received
 is dealt with, what is on its way to the database gets there, then the connections to it end.
 
-SIGHUP reads the configuration again: certificates, limits and tolerances change for new sessions, no session is
-dropped, and a broken file changes nothing.
+SIGHUP reads the configuration again: certificates, limits and tolerances change for new sessions, policies for
+the next decision of every session; no session is dropped, and a broken file changes nothing.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 
 from mailgate import instance
-from mailgate.binding import listen_tcp
+from mailgate.binding import listen_tcp, name_of
 from mailgate.certificate import UnusableFile, ensure_self_signed
 from mailgate.config import DATA_LOSS_SENTENCE, Config, ConfigError, load_config, reloadable_differences
 from mailgate.dns.resolver import CachingResolver
@@ -346,7 +346,7 @@ class MailgateService(MultiService):
             sys.__stdout__.flush()
 
     def _places(self) -> list[str]:
-        return [_place(port) for _, port in self._ports]
+        return [name_of(port.getHost()) for _, port in self._ports]
 
     # ------------------------------------------------------------ stop
 
@@ -508,21 +508,13 @@ def _rules(config: Config, listener: Listener, *, settings: Settings | None = No
     )
 
 
-def _place(port: IListeningPort) -> str:
-    address = port.getHost()
-    host, number = getattr(address, "host", None), getattr(address, "port", None)
-    if host is None:
-        return str(getattr(address, "name", address))
-    return f"[{host}]:{number}" if ":" in host else f"{host}:{number}"
-
-
 def _welcome(config: Config, ports: Sequence[tuple[Listener, IListeningPort]]) -> str:
     """What a first try is told: where to send to, how, and how to look at what arrived."""
     mailbox = config.bootstrap.mailboxes[0]
     lines = ["", "mailgate is ready.", ""]
     plain: tuple[str, int] | None = None
     for listener, port in ports:
-        lines.append(f"  {_place(port):<22} {listener.name}: {listener.role.value}, TLS {listener.tls}")
+        lines.append(f"  {name_of(port.getHost()):<22} {listener.name}: {listener.role.value}, TLS {listener.tls}")
         address = port.getHost()
         if plain is None and listener.tls != "implicit" and isinstance(address, IPv4Address | IPv6Address):
             plain = (address.host, address.port)

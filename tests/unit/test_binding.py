@@ -9,13 +9,28 @@ from unittest import mock
 
 import pytest
 from twisted.internet import reactor
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IAddress, IListeningPort, IReactorSocket
 from twisted.internet.protocol import Protocol, ServerFactory
 from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import SkipTest, TestCase
 
-from mailgate.binding import Place, listen_tcp, place_of
+from mailgate.binding import Place, listen_tcp, name_of, place_of
+
+
+@pytest.mark.parametrize(
+    ("address", "name"),
+    [
+        (IPv4Address("TCP", "192.0.2.1", 25), "192.0.2.1:25"),
+        (IPv6Address("TCP", "2001:db8::1", 25), "[2001:db8::1]:25"),
+        (UNIXAddress(b"/run/a.sock"), "/run/a.sock"),
+        (UNIXAddress(None), "a socket without a name"),
+    ],
+)
+def test_an_address_is_named_as_a_person_would(address: IAddress, name: str) -> None:
+    """Twisted keeps the path of a Unix socket as bytes."""
+    assert name_of(address) == name
 
 
 @pytest.mark.parametrize(
