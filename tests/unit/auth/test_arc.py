@@ -371,7 +371,11 @@ def test_a_damaged_chain_ends_as_a_result(place: int, taken: int, put: bytes) ->
     except Missing:
         return
     if result.result is Result.PASS and not re.search(rb"(?m)^[!-9;-~]+[ \t]+:", stored):
-        assert dkimpy_says(stored) == b"pass"
+        try:
+            judged = dkimpy_says(stored)
+        except IndexError:  # dkimpy finds the set's own AMS by " i=1;", and nothing where no blank follows the colon
+            return
+        assert judged == b"pass"
 
 
 def pass_result(sealers: Sequence[str], payloads: Sequence[str]) -> ArcResult:
