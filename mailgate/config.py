@@ -441,6 +441,7 @@ class Config:
     file: Annotated[Path, Key("")]
     hostname: Annotated[str, DomainName(), Derived(_own_hostname)]
     node: Annotated[str, Text("a name for this node"), Derived(_hostname)]
+    authserv_id: Annotated[str, DomainName(), Derived(_hostname)]
     data_folder: Annotated[Path, FolderPath()] = Path("/var/lib/mailgate")
     postmaster: Annotated[str | None, MailboxAddress()] = None
     database: Database
@@ -515,7 +516,7 @@ def reloadable_differences(old: Config, new: Config) -> tuple[str, ...]:
 
 
 _RELOADED = frozenset({"tls", "limits", "tolerate", "policies", "deadlines"})
-_RELOADED_KEYS = frozenset({"dns.servers", "dns.spare_loopback"})
+_RELOADED_KEYS = frozenset({"authserv_id", "dns.servers", "dns.spare_loopback"})
 
 
 def _listener_differences(old: tuple[Listener, ...], new: tuple[Listener, ...]) -> list[str]:

@@ -267,7 +267,7 @@ class MailgateService(MultiService):
                     fingerprint=configuration.fingerprint,
                 )
             )
-        members.append(Member(ResultsPolicy(config.hostname), is_essential=True))
+        members.append(Member(ResultsPolicy(config.authserv_id), is_essential=True))
         deadlines = config.deadlines
         chain = Chain(
             self._reactor,

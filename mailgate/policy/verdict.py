@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Continue:
-    """No objection. Notes are frozen dataclasses for later policies and for the record."""
+    """No objection. Notes are frozen dataclasses for later policies; those of `mailgate.auth.results` are recorded."""
 
     notes: tuple[object, ...] = ()
 
