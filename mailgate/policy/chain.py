@@ -26,8 +26,10 @@ A decision is given at once where no policy had to wait: that is the hot path, a
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import ipaddress
+import re
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -53,7 +55,7 @@ from mailgate.policy.verdict import (
     Verdict,
 )
 from mailgate.smtp.grammar import domain_key
-from mailgate.smtp.reply import reply
+from mailgate.smtp.reply import Reply, reply
 
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IReactorTime
@@ -70,6 +72,12 @@ _CONTINUE = Continue()
 _GO_ON = Decision(_CONTINUE)
 
 _BEFORE_RECIPIENTS = frozenset({Stage.CONNECT, Stage.HELO, Stage.MAIL})
+
+# What a policy's failure may be: a library that gives up, or is written for asyncio, raises no Exception.
+_FAILURES = (Exception, SystemExit, asyncio.CancelledError)
+
+#   status-code = class "." subject "." detail       ; RFC 3463 section 2
+_STATUS = re.compile(r"(?:[245]\.[0-9]{1,3}\.[0-9]{1,3})?")
 
 _log = Logger()
 
@@ -172,7 +180,7 @@ class Chain:
         began = self._monotonic()
         try:
             answer: object = member.policy.decide(request)  # type: ignore[no-untyped-call]  # an interface has no types
-        except Exception:
+        except _FAILURES:
             answer = self._failed(member, request)
         self._note_blocking(member, request, began)
         if not inspect.isawaitable(answer):
@@ -187,7 +195,7 @@ class Chain:
                 verdict = await answer
         except CancelledError:
             raise
-        except Exception:
+        except _FAILURES:
             return self._failed(member, request)
         return self._checked(verdict, member, request)
 
@@ -477,10 +485,26 @@ def _is_loopback(address: str) -> bool:
 
 
 def _is_sound(verdict: Verdict) -> bool:
+    """Whether it holds what its fields promise: nobody else looks at what a policy has put into them."""
     match verdict:
-        case Reject(reply=refusal):
-            return 500 <= refusal.code <= 599
-        case Defer(reply=refusal):
-            return 400 <= refusal.code <= 499
+        case Reject():
+            is_sound = _is_refusal(verdict.reply, 5)
+        case Defer():
+            is_sound = _is_refusal(verdict.reply, 4)
+        case Quarantine() | Discard():
+            is_sound = isinstance(verdict.reason, str)
         case _:
-            return True
+            is_sound = True
+    return is_sound and isinstance(verdict.notes, tuple)
+
+
+def _is_refusal(refusal: object, first_digit: int) -> bool:
+    if not isinstance(refusal, Reply):
+        return False
+    said: tuple[object, object, object] = (refusal.code, refusal.enhanced, refusal.lines)
+    match said:
+        case (int(code), str(enhanced), tuple(lines)):
+            has_lines = bool(lines) and all(isinstance(line, str) for line in lines)
+            return code // 100 == first_digit and has_lines and _STATUS.fullmatch(enhanced) is not None
+        case _:
+            return False

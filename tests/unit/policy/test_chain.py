@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import permutations
@@ -271,8 +272,57 @@ async def raises_later(_request: Request) -> Verdict:
     raise ZeroDivisionError("a secret")
 
 
+def exits(_request: Request) -> Verdict:
+    raise SystemExit(3)
+
+
+async def exits_later(_request: Request) -> Verdict:
+    raise SystemExit(3)
+
+
+def raises_what_is_no_exception(_request: Request) -> Verdict:
+    raise asyncio.CancelledError
+
+
+async def raises_what_is_no_exception_later(_request: Request) -> Verdict:
+    raise asyncio.CancelledError
+
+
 async def answers_later(_request: Request) -> object:
     return "nonsense"
+
+
+NONSENSE: dict[str, Any] = {
+    "notes in a list": Continue([Note("x")]),  # type: ignore[arg-type]
+    "a note without a tuple": Continue("x"),  # type: ignore[arg-type]
+    "no notes": Accept(None),  # type: ignore[arg-type]
+    "a refusal's notes in a list": Reject(REFUSED, [Note("x")]),  # type: ignore[arg-type]
+    "a reply that is a str": Reject("550 5.7.1 No"),  # type: ignore[arg-type]
+    "no reply": Defer(None),  # type: ignore[arg-type]
+    "a code that is a str": Reject(Reply("550", "5.7.1", ("No",))),  # type: ignore[arg-type]
+    "a reply without lines": Reject(Reply(550, "5.7.1", ())),
+    "lines that are one str": Reject(Reply(550, "5.7.1", "No")),  # type: ignore[arg-type]
+    "a line of bytes": Reject(Reply(550, "5.7.1", (b"No",))),  # type: ignore[arg-type]
+    "a line end in the status": Reject(Reply(550, "5.7.1\r\n250 2.0.0", ("Ok",))),
+    "a reason that is a number": Quarantine(5),  # type: ignore[arg-type]
+    "no reason": Discard(None),  # type: ignore[arg-type]
+}
+
+
+@pytest.mark.parametrize("nonsense", NONSENSE.values(), ids=NONSENSE.keys())
+@pytest.mark.parametrize("is_late", [False, True], ids=["at once", "later"])
+def test_a_verdict_of_a_wrong_make_is_451_and_named_in_the_log(
+    nonsense: object, is_late: bool, logged: list[LogEvent]
+) -> None:
+    """A session must not break at what a careless policy puts into a verdict, nor storage, nor the client's parser."""
+    slow = Slow("broken")
+    decision = decide(slow if is_late else says("broken", nonsense), says("behind", CONTINUE))
+    if is_late:
+        slow.waiting[0].callback(nonsense)  # type: ignore[arg-type]
+        decision = result(decision)
+    assert refusal_of(decision) == reply(451, "4.3.0", "A check could not be completed; try again later")
+    assert decision.policy == "broken"
+    assert [event["policy"] for event in logged] == ["broken"]
 
 
 @pytest.mark.parametrize(
@@ -280,6 +330,10 @@ async def answers_later(_request: Request) -> object:
     [
         raises,
         raises_later,
+        exits,
+        exits_later,
+        raises_what_is_no_exception,
+        raises_what_is_no_exception_later,
         answers_later,
         lambda _request: None,
         lambda _request: "reject",
@@ -292,6 +346,10 @@ async def answers_later(_request: Request) -> object:
     ids=[
         "raises",
         "raises later",
+        "exits",
+        "exits later",
+        "raises what is no Exception",
+        "raises what is no Exception later",
         "nonsense later",
         "None",
         "str",
