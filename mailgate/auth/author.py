@@ -37,6 +37,10 @@ _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f\x80-\x9f]")
 _QUOTED_PAIR = re.compile(r"\\(.)")
 
 
+# A field that some programs unfold into From. RFC 5322 lets no fold stand there, not even to be read (section 4.5.2).
+_FOLDED_NAME = re.compile(rb"(?im)^from[ \t]*+(?:\r\n[ \t]++)++:")
+
+
 class _NotAMailboxList(Exception):
     """The field is no mailbox-list; the message says where."""
 
@@ -48,6 +52,8 @@ def authors_of(header: bytes) -> tuple[Address, ...] | AuthorFault:
         return AuthorFault("no From field")
     if len(bodies) > 1:
         return AuthorFault("more than one From field")
+    if _FOLDED_NAME.search(header):
+        return AuthorFault("a From field has a fold before its colon")
     if len(bodies[0]) > MAX_FROM_OCTETS:
         return AuthorFault("the From field is too long")
     try:
