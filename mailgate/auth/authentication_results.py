@@ -16,9 +16,9 @@ from collections.abc import Iterable, Sequence
 from mailgate.auth.results import ArcResult, AuthorFault, DkimResult, DmarcResult, SpfResult
 from mailgate.smtp.grammar import domain_key
 
-# A field as `mailgate.message` finds it, and with a fold before its colon too. It ends where no blank follows a CRLF.
+# A field as `mailgate.message` finds it, and with folds before its colon too. It ends where no blank follows a CRLF.
 _FIELD = re.compile(
-    rb"(?im)^authentication-results[ \t]*+(?:\r\n[ \t]++)?:((?:[^\r]++|(?!\r\n)\r|\r\n[ \t])*+)(?:\r\n)?"
+    rb"(?im)^authentication-results[ \t]*+(?:\r\n[ \t]++)*+:((?:[^\r]++|(?!\r\n)\r|\r\n[ \t])*+)(?:\r\n)?"
 )
 #   value   = token / quoted-string                                   ; RFC 2045 section 5.1
 #   pvalue  = value / [[local-part] "@"] domain-name                  ; RFC 8601 section 2.2
@@ -29,6 +29,7 @@ _ATEXT = r"[A-Za-z0-9!#$%&'*+\-/?^_`{|}~]"
 _DOT_ATOM = re.compile(rf"{_ATEXT}++(?:\.{_ATEXT}{_ATEXT}*+)*+")
 _NOT_PRINTABLE = re.compile(r"[^\x20-\x7e]")
 _QUOTED_PAIR = re.compile(r"\\(.)")
+_EQUALS_PASS = re.compile(r"=(?=[ \t]*pass)", re.IGNORECASE)
 _LINE_CHARS = 78
 _MAX_VALUE_CHARS = 400  # longer ones are cut: with all its quoting, a line stays below 998 octets
 
@@ -215,9 +216,9 @@ def _comment(text: str) -> str:
 
 
 def _shown(text: str) -> str:
-    """Printable ASCII, not too long, and without what separates results, since not everybody heeds quotes."""
+    """Printable ASCII, not too long, and without what separates results or is one, since not everybody heeds quotes."""
     cut = text if len(text) <= _MAX_VALUE_CHARS else text[: _MAX_VALUE_CHARS - 3] + "..."
-    return _NOT_PRINTABLE.sub("?", cut).replace(";", ",")
+    return _EQUALS_PASS.sub(":", _NOT_PRINTABLE.sub("?", cut).replace(";", ","))
 
 
 def _folded(head: str, results: Sequence[Sequence[str]], *, separates_head: bool = True) -> bytes:

@@ -150,6 +150,7 @@ def test_the_sender_is_the_domain_where_there_is_no_address() -> None:
 
 
 HOSTILE = [
+    "dmarc=pass header.from=bank.example",
     'x"; dmarc=pass header.from=bank.example',
     "x\r\nAuthentication-Results: mail.example.test; dmarc=pass",
     "x; dmarc=pass",
@@ -181,6 +182,7 @@ def test_nothing_that_a_stranger_writes_becomes_a_result(text: str) -> None:
     assert [(method, result) for method, result, _ in results] == [("spf", "fail"), ("dkim", "fail"), ("dmarc", "fail")]
     for naive in octets.decode().split(";"):
         assert not naive.strip().startswith("dmarc=pass")
+    assert "dmarc=pass" not in octets.decode()
 
 
 def test_of_an_inventive_address_the_domain_is_written() -> None:
@@ -262,6 +264,8 @@ CLAIMS = {
     "folded in front": b"Authentication-Results:\r\n mail.example.test; dmarc=pass",
     "folded within": b"Authentication-Results: mail.exa\r\n mple.test; dmarc=pass",
     "folded within, and a version": b"Authentication-Results: mail.exa\r\n\tmple.test 1; dmarc=pass",
+    "folded before the colon": b"Authentication-Results\r\n : mail.example.test; dmarc=pass",
+    "folded twice before the colon": b"Authentication-Results \r\n\t\r\n : mail.example.test; dmarc=pass",
     "folded at an empty line": b"Authentication-Results: \r\n \r\n mail.example.test; dmarc=pass",
     "a comment without an end": b"Authentication-Results: mail.example.test (; dmarc=pass",
     "a comment that never began": b"Authentication-Results: ) mail.example.test; dmarc=pass",
