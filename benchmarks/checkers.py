@@ -1,6 +1,7 @@
 """What Debian offers Postfix to check mail with: policyd-spf, opendkim and opendmarc, as private instances.
 
-opendkim and opendmarc are milters on loopback ports; policyd-spf is run by Postfix's spawn(8). SPF's result goes to
+opendkim and opendmarc are milters on Unix sockets, as Debian sets them up (over TCP, each message would wait some 60 ms
+for delayed acknowledgements); policyd-spf is run by Postfix's spawn(8). SPF's result goes to
 opendmarc as an Authentication-Results field. All settings are as they come but for these: clients on loopback are
 checked like others, nothing is logged but what Postfix logs, and names are asked of the benchmark's name server.
 opendkim is told so in its configuration; for the others, the resolv.conf of a mount namespace says it.
@@ -26,13 +27,12 @@ if TYPE_CHECKING:
 
     from benchmarks.name_server import NameServer
 
-_HOST = "127.0.0.25"
-_DKIM_PORT, _DMARC_PORT = 8891, 8893
 _START_SECONDS = 20.0
 _PACKAGES = {"opendkim": "opendkim", "opendmarc": "opendmarc", "policyd-spf": "postfix-policyd-spf-python"}
 _OPENDKIM = """\
 Mode v
-Socket inet:{port}@{host}
+Socket local:{socket}
+UMask 000
 AuthservID mx.{domain}
 InternalHosts {folder}/nobody
 ExternalIgnoreList {folder}/nobody
@@ -41,7 +41,8 @@ UserID {user}
 Syslog no
 """
 _OPENDMARC = """\
-Socket inet:{port}@{host}
+Socket local:{socket}
+UMask 000
 AuthservID mx.{domain}
 TrustedAuthservIDs mx.{domain}
 IgnoreHosts {folder}/nobody
@@ -79,22 +80,20 @@ class Checkers:
         self.folder = folder
         (folder / "nobody").write_text("192.0.2.1\n")
         (folder / "suffixes").write_text("com\nexample\nnet\norg\n")  # the public list does not know .example
-        for name, text, port in (("opendkim", _OPENDKIM, _DKIM_PORT), ("opendmarc", _OPENDMARC, _DMARC_PORT)):
+        for name, text in (("opendkim", _OPENDKIM), ("opendmarc", _OPENDMARC)):
+            user = _user(name)
+            self._socket(name).parent.mkdir()
+            os.chown(self._socket(name).parent, pwd.getpwnam(user).pw_uid, -1)
             (folder / f"{name}.conf").write_text(
                 text.format(
-                    port=port,
-                    host=_HOST,
-                    domain=DOMAIN,
-                    folder=folder,
-                    user=_user(name),
-                    name_server=name_server.host,
+                    socket=self._socket(name), domain=DOMAIN, folder=folder, user=user, name_server=name_server.host
                 )
             )
         (folder / "policyd-spf.conf").write_text(_POLICYD_SPF.format(domain=DOMAIN))
         self._processes: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> Checkers:
-        for name, file_option, port in (("opendkim", "-x", _DKIM_PORT), ("opendmarc", "-c", _DMARC_PORT)):
+        for name, file_option in (("opendkim", "-x"), ("opendmarc", "-c")):
             program = self._programs[name]
             assert program is not None
             with (self.folder / f"{name}.log").open("wb") as log:
@@ -105,7 +104,7 @@ class Checkers:
                     stderr=log,
                 )
             self._processes.append(process)
-            if not _takes_connections(port, process):
+            if not _takes_connections(self._socket(name), process):
                 self.__exit__(None, None, None)
                 said = (self.folder / f"{name}.log").read_text()[-1000:]
                 raise ServerFailed(f"{name} does not start: {said}")
@@ -135,7 +134,7 @@ class Checkers:
     def parameters(self) -> tuple[str, ...]:
         """Lines of main.cf."""
         return (
-            f"smtpd_milters = inet:{_HOST}:{_DKIM_PORT}, inet:{_HOST}:{_DMARC_PORT}",
+            f"smtpd_milters = unix:{self._socket('opendkim')}, unix:{self._socket('opendmarc')}",
             "smtpd_recipient_restrictions = reject_unauth_destination, check_policy_service unix:private/policyd-spf",
             "policyd-spf_time_limit = 3600",
         )
@@ -145,6 +144,9 @@ class Checkers:
         """Lines of master.cf."""
         arguments = f"{self._programs['policyd-spf']} {self.folder}/policyd-spf.conf"
         return f"policyd-spf unix - n n - 0 spawn user={_user('policyd-spf')} argv={arguments}\n"
+
+    def _socket(self, name: str) -> Path:
+        return self.folder / f"run-{name}/socket"
 
 
 def _program(name: str) -> str | None:
@@ -159,10 +161,11 @@ def _user(name: str) -> str:
     return "root"
 
 
-def _takes_connections(port: int, process: subprocess.Popen[bytes]) -> bool:
+def _takes_connections(path: Path, process: subprocess.Popen[bytes]) -> bool:
     deadline = time.monotonic() + _START_SECONDS
     while process.poll() is None and time.monotonic() < deadline:
-        with contextlib.suppress(OSError), socket.create_connection((_HOST, port), timeout=1):
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(path))
             return True
         time.sleep(0.1)
     return False
