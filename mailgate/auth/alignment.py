@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from mailgate.auth.dmarc_record import DmarcRecord, Psd, record_in
-from mailgate.dns.answer import Outcome, Question, RecordType
+from mailgate.dns.answer import Missing, Outcome, Question, RecordType
 
 if TYPE_CHECKING:
     from mailgate.dns.answer import Answers
@@ -43,13 +43,16 @@ def walk(domain: str, answers: Answers) -> tuple[Step, ...]:
     """The steps of the tree walk from that domain, the longest name first.
 
     It ends behind a record with psd=y or psd=n, and else at the top-level domain.
-    @raises Missing: the answers to all names of the walk are looked up at once.
+    @raises Missing: answers are needed; those to all names of the walk are looked up at once.
     """
     names = walk_names(domain)
-    answers.need(question_for(name) for name in names)
     steps: list[Step] = []
     for name in names:
-        answer = answers.get(f"_dmarc.{name}", RecordType.TXT)
+        try:
+            answer = answers.get(f"_dmarc.{name}", RecordType.TXT)
+        except Missing:
+            answers.need(question_for(each) for each in names)
+            raise
         record = record_in(answer.records)
         steps.append(Step(name, record, answer.outcome is Outcome.FAILURE))
         if record is not None and record.psd is not Psd.UNKNOWN:

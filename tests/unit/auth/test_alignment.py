@@ -37,6 +37,21 @@ def aligned(
     return found
 
 
+@pytest.mark.parametrize("domain", ["mail.bank.co.example", "bank.co.example", "co.example"])
+def test_what_a_walk_used_is_enough_to_take_it_again(domain: str) -> None:
+    """The record keeps these answers alone. What lies above psd= is not used, and need not be known."""
+    zone = zone_of({"bank.co.example": NONE, "co.example": "v=DMARC1; p=none; psd=y"})
+    used: dict[Question, Answer] = {}
+
+    def steps(answers: Answers) -> object:
+        found = walk(domain, answers)
+        used.update(answers.used)
+        return found
+
+    assert settle(steps, zone) == walk(domain, Answers(used))
+    assert Question("_dmarc.example", RecordType.TXT) not in used
+
+
 @pytest.mark.parametrize(
     ("domain", "names"),
     [
