@@ -117,6 +117,7 @@ class EmbeddedPostgres:
         self.cluster = self.folder / "cluster"
         self.start_timeout_seconds = start_timeout_seconds
         self._settings = dict(settings or {})
+        self._use: int | None = None  # the descriptor that says to other processes that we use the server
 
     @property
     def dsn(self) -> str:
@@ -154,6 +155,10 @@ class EmbeddedPostgres:
         @raises EmbeddedPostgresError: it can't; the message says why.
         @raises mailgate.storage.errors.DatabaseRefused: the schema in the folder is not one that we can lift.
         """
+        self._prepare_folder()
+        if self._use is None:
+            self._use = self._open_lock("in-use.lock")
+            fcntl.flock(self._use, fcntl.LOCK_SH)  # waits for whoever is stopping the server
         self.ensure_running()
         self._ensure_database()
         migrate(self.dsn)
@@ -188,13 +193,16 @@ class EmbeddedPostgres:
                 time.sleep(_RETRY_SECONDS)
 
     def stop(self) -> None:
-        """Stop the server: sessions are ended, the data are flushed. Blocks; nothing happens where it does not run.
+        """Stop the server, whoever uses it: sessions are ended, the data are flushed. Blocks.
+
+        Nothing happens where it does not run.
 
         @raises EmbeddedPostgresError: it did not stop.
         """
-        if self.postmaster() is None:
-            return
-        finished = self.run(self.stop_command())
+        with self.last_use():
+            if self.postmaster() is None:
+                return
+            finished = self.run(self.stop_command())
         if finished.returncode != 0 and self.postmaster() is not None:
             raise EmbeddedPostgresError(f"PostgreSQL in {self.cluster} does not stop: {finished.stdout.strip()}")
 
@@ -307,23 +315,44 @@ class EmbeddedPostgres:
             raise EmbeddedPostgresError(f"{self.folder}: the data folder can't be prepared: {error}") from error
 
     @contextlib.contextmanager
+    def last_use(self) -> Generator[bool]:
+        """End our use of the server; whether it was the last. If so, who comes now waits until we are done."""
+        descriptor, self._use = self._use, None
+        if descriptor is None:
+            yield True
+            return
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_last = True
+        except BlockingIOError:
+            is_last = False
+        try:
+            yield is_last
+        finally:
+            os.close(descriptor)
+
+    @contextlib.contextmanager
     def _start_lock(self) -> Generator[None]:
         """Hold off other processes that want to start the same server."""
+        descriptor = self._open_lock("start.lock")
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _open_lock(self, name: str) -> int:
         owner = self.folder.stat()
         try:
-            descriptor = os.open(self.folder / "start.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            descriptor = os.open(self.folder / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise EmbeddedPostgresError(
                 f"{self.folder}: can't write to the data folder ({error.strerror}): it belongs to the user with the id "
                 f"{owner.st_uid}; run this as that user or as root"
             ) from error
-        try:
-            if os.geteuid() == 0:
-                os.fchown(descriptor, owner.st_uid, owner.st_gid)  # or root would lock the owner out
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(descriptor)
+        if os.geteuid() == 0:
+            os.fchown(descriptor, owner.st_uid, owner.st_gid)  # or root would lock the owner out
+        return descriptor
 
     def _create_cluster(self) -> None:
         """Make the cluster under another name first: what was interrupted is never taken for a cluster."""
@@ -414,7 +443,8 @@ class _Finished(ProcessProtocol):
 class EmbeddedPostgresService(Service):
     """Keeps an embedded PostgreSQL running: one that died is back within about a second, plus its recovery.
 
-    Make the server with `EmbeddedPostgres.start` first. Stopping the service stops the server.
+    Make the server with `EmbeddedPostgres.start` first. Stopping the service stops the server, unless another process
+    has started it too and still uses it.
     """
 
     name = "embedded-postgres"
@@ -433,7 +463,7 @@ class EmbeddedPostgresService(Service):
         self._watch.addErrback(self._failed)
 
     def stopService(self) -> Deferred[None]:
-        """Stop watching, then stop the server."""
+        """Stop watching, then stop the server if nobody else uses it."""
         super().stopService()  # type: ignore[no-untyped-call]  # Twisted has no types here
         return Deferred.fromCoroutine(self._stop())
 
@@ -441,11 +471,15 @@ class EmbeddedPostgresService(Service):
         watch, self._watch = self._watch, None
         if watch is not None:
             watch.cancel()
-        if self._postgres.postmaster() is None:
-            return
-        status, output = await self._run(self._postgres.stop_command())
-        if status != 0:
-            log.error("PostgreSQL does not stop: {output}", output=output)
+        with self._postgres.last_use() as is_last:
+            if self._postgres.postmaster() is None:
+                return
+            if not is_last:
+                log.info("PostgreSQL goes on: another mailgate uses it")
+                return
+            status, output = await self._run(self._postgres.stop_command())
+            if status != 0:
+                log.error("PostgreSQL does not stop: {output}", output=output)
 
     async def _supervise(self) -> None:
         while True:

@@ -287,3 +287,14 @@ class ServiceTests(EmbeddedTestCase):
         service.startService()
         await service.stopService()
         assert server.postmaster() is None
+
+    async def test_a_service_leaves_the_server_to_another_that_uses_it(self) -> None:
+        """A second mailgate on the folder, started by mistake and refused its ports, takes nothing from the first."""
+        first = self.supervised()
+        pid = self.pid_of(first)
+        second = EmbeddedPostgres(first.folder)
+        second.start()
+        service = EmbeddedPostgresService(reactor, second)
+        service.startService()
+        await service.stopService()
+        assert self.pid_of(first) == pid
