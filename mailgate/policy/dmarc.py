@@ -6,6 +6,8 @@ by default: refuse (p=reject), keep in Junk (p=quarantine), nothing (p=none). Co
 A message that names no single author's domain (no From, two of them, no mailbox-list) can't be asked about, and would
 pass every check that rests on the domain: it is refused, or kept in Junk if config says so.
 
+Sessions with AUTH are not asked about: the client is known, and what it hands in is signed behind us.
+
 An override is recorded with its reason in the words of RFC 9990: `trusted_forwarder` for a network or an ARC sealer
 that config trusts, `local_policy` for a domain for which config knows better, `policy_test_mode` for t=y.
 
@@ -45,6 +47,8 @@ from mailgate.toml import ByName, IpNetwork, ListOf, Network, OneOf, Reader, Wro
 if TYPE_CHECKING:
     from mailgate.dns.answer import Answers
     from mailgate.dns.settle import Resolver
+
+_CONTINUE = Continue()
 
 Action = Literal["continue", "quarantine", "reject"]
 _ACTION = OneOf(("continue", "quarantine", "reject"))
@@ -99,6 +103,8 @@ class DmarcPolicy:
         content = request.content
         if content is None:
             raise ValueError("DMARC is evaluated at the end of data")
+        if request.session.authenticated is not None:
+            return _CONTINUE
         authors = authors_of(content.header())
         domain = authors if isinstance(authors, AuthorFault) else author_domain(authors)
         if isinstance(domain, AuthorFault):

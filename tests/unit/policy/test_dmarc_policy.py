@@ -56,6 +56,13 @@ def noted(verdict: Any) -> DmarcResult:  # Any: a Verdict
     return result
 
 
+def test_who_has_logged_in_is_not_asked_about() -> None:
+    """RFC 6409: mail is handed in from anywhere, and signed behind us; SPF is not asked about it either."""
+    asked = request("bob@reject.test")
+    asked = replace(asked, session=replace(asked.session, authenticated="bob@reject.test"))
+    assert decide(asked) == Continue()
+
+
 ACTIONS = {"continue": Continue, "quarantine": Quarantine, "reject": Reject}
 
 
