@@ -25,7 +25,8 @@ SELECT resends, usage_mailbox, usage_octets FROM mailgate.accept_messages(
 
 -- settle_unconfirmed: what clients let us know of our 250s, when no batch carries it: they know, or their connection ended first.
 DELETE FROM mailgate.unconfirmed WHERE transaction_id = ANY (%(confirmed)s::bigint[]);
-UPDATE mailgate.unconfirmed SET is_lost = true WHERE transaction_id = ANY (%(lost)s::bigint[]) AND NOT is_lost;
+UPDATE mailgate.unconfirmed SET is_lost = true
+WHERE (transaction_id = ANY (%(lost)s::bigint[]) OR resent_by = ANY (%(lost)s::bigint[])) AND NOT is_lost;
 
 -- begin: begin the transaction of a large message.
 BEGIN;

@@ -502,6 +502,8 @@ COMMENT ON COLUMN unconfirmed.accepted_at IS 'When 250 was last due for it.';
 COMMENT ON COLUMN unconfirmed.resent_by IS 'The last transaction that was recognised as a resend of this one; it makes that decision repeatable.';
 CREATE INDEX unconfirmed_resend_key ON unconfirmed (resend_key);
 COMMENT ON INDEX unconfirmed_resend_key IS 'Has this message come before, and does its client know?';
+CREATE INDEX unconfirmed_resent_by ON unconfirmed (resent_by) WHERE resent_by IS NOT NULL;
+COMMENT ON INDEX unconfirmed_resent_by IS 'Which message did that resend repeat?';
 
 CREATE FUNCTION instance_is_alive(instance integer) RETURNS boolean LANGUAGE sql STABLE STRICT
 RETURN EXISTS (
@@ -601,7 +603,9 @@ BEGIN
         DELETE FROM mailgate.unconfirmed WHERE transaction_id = ANY (p_confirmed);
     END IF;
     IF p_lost <> '{}' THEN
-        UPDATE mailgate.unconfirmed SET is_lost = true WHERE transaction_id = ANY (p_lost) AND NOT is_lost;
+        -- A resend whose answer was lost too goes by its own id: nobody has heard which message it repeats.
+        UPDATE mailgate.unconfirmed SET is_lost = true
+        WHERE (transaction_id = ANY (p_lost) OR resent_by = ANY (p_lost)) AND NOT is_lost;
     END IF;
 
     -- Repeated by us, because the answer to COMMIT was lost: what is here already is stored, and nothing else happens.

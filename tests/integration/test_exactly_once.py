@@ -307,6 +307,20 @@ class LostAnswerTests(WritingTestCase):
         writer.confirm([identifier_of(again)])
         assert await writer.store(new) == Stored(identifier_of(new))
 
+    async def test_a_resend_that_heard_451_is_a_resend_when_it_comes_again(self) -> None:
+        """What was decided of it is in the database; only its answer was lost."""
+        writer = await self.writer(dsn=self.way.dsn, wait_seconds=0.5)
+        first, again, once_more = (incoming(self.alice) for _ in range(3))
+        await writer.store(first)
+        writer.connection_lost([identifier_of(first)])
+        await until(reactor, lambda: self.query("SELECT is_lost FROM unconfirmed") == [(True,)])
+        self.way.cut_at(b"accept_messages", stay_closed=True)
+        await self.unavailable(writer.store(again))
+        self.way.is_open = True
+        await writer._connection.connected(10)
+        assert await writer.store(once_more) == Stored(identifier_of(first), is_resend=True)
+        assert self.count("message") == 1
+
     async def test_a_message_that_is_stored_after_its_451_is_recognised_too(self) -> None:
         """The server comes to the end of the query long after we have given it up."""
         writer = await self.writer(wait_seconds=0.5)
