@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import re
 import smtplib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from tests.support import postgres
 from tests.support.command import command_for
 from tests.support.gate import Gate, eventually
 from tests.support.name_server import NameServer
-from tests.support.signed import RSA_2048_RECORD, sign
+from tests.support.signed import RSA_2048_RECORD, sign, sign_tags
 
 ALICE = "alice@example.test"
 FRIEND, STRANGER = "127.0.0.2", "127.0.0.9"  # whom SPF records allow, and whom they don't
@@ -37,7 +37,13 @@ other.test TXT "v=spf1 ip4:127.0.0.0/8 -all"
 helo.other.test TXT "v=spf1 ip4:127.0.0.0/8 -all"
 silent.test TXT "v=spf1 ip4:127.0.0.2 -all"
 never.test TXT "v=spf1 -all"
+_dmarc.bank.suffix.test TXT "v=DMARC1; p=reject"
+_dmarc.suffix.test TXT "v=DMARC1; p=none; psd=y"
+_dmarc.bank.quiet.test TXT "v=DMARC1; p=reject"
+_dmarc.exact.test TXT "v=DMARC1; p=reject; adkim=s"
 """
+
+KEY_OWNERS = ("strict.test", "other.test", "soft.test", "suffix.test", "quiet.test", "mail.exact.test", "test")
 
 _numbers = itertools.count(1)
 
@@ -84,7 +90,7 @@ class Sender:
 @pytest.fixture(scope="module")
 def sender(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sender]:
     zone = Zone(RECORDS)
-    for domain in ("strict.test", "other.test", "soft.test"):
+    for domain in KEY_OWNERS:
         zone.add(f"rsa._domainkey.{domain}", RecordType.TXT, RSA_2048_RECORD)
     zone.fail("_dmarc.silent.test", rcode="")
     dsn = postgres.fresh_database()
@@ -185,6 +191,12 @@ FORGERIES = {
     "a subdomain that is not there": (b"From: bob@pay.strict.test", "eve@other.test", "other.test"),
     "two From fields": (b"From: eve@other.test\r\nFrom: bob@strict.test", "eve@other.test", "other.test"),
     "a second From with a blank": (b"From: eve@other.test\r\nFrom : bob@strict.test", "eve@other.test", "other.test"),
+    "a second From with a fold": (b"From: eve@other.test\r\nFrom\r\n : bob@strict.test", "eve@other.test", ""),
+    "a folded From": (b"From:\r\n bob\r\n\t@strict.test", "eve@other.test", ""),
+    "an encoded From": (b"From: =?utf-8?q?bob=40strict.test?=", "eve@other.test", ""),
+    "comments in the address": (b"From: bob(eve@other.test)@(x)strict.test(y)", "eve@other.test", ""),
+    "quotes in the address": (b'From: "eve@other.test"@strict.test', "eve@other.test", ""),
+    "a wide letter": ("From: bob@\uff53trict.test".encode(), "eve@other.test", ""),
     "no From": (b"Sender: bob@strict.test", "eve@other.test", ""),
     "what parseaddr cuts short": (b"From: eve@other.test)bob@strict.test", "eve@other.test", "other.test"),
     "a group": (b"From: Friends: bob@strict.test;", "eve@other.test", "other.test"),
@@ -205,6 +217,37 @@ def test_a_forgery_is_refused(sender: Sender, fields: bytes, reverse_path: str, 
     if signer:
         content = sign(content, domain=signer, fields=["Subject", "Date"] if b"From:" not in fields else None)
     assert refused(sender, content, subject, reverse_path=reverse_path).startswith("550 ")
+
+
+RELAXED = "v=1; a=rsa-sha256; c=relaxed/relaxed; bh={bh}; s=rsa; d=strict.test"
+SIGNED_FORGERIES: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
+    "text behind l=": ("strict.test", lambda m: sign(m, domain="strict.test", has_length=True) + b"Pay here.\r\n"),
+    "a second Subject": ("strict.test", lambda m: b"Subject: Pay\r\n" + sign(m, domain="strict.test")),
+    "another body": ("strict.test", lambda m: sign(m, domain="strict.test").replace(b"Hello.", b"Pay.")),
+    "another author": ("strict.test", lambda m: sign(m, domain="strict.test").replace(b"bob@", b"ceo@")),
+    "an expired one": ("strict.test", lambda m: sign_tags(RELAXED + "; t=1; x=2; h=From:To:Subject:Date", m)),
+    "From not signed": ("strict.test", lambda m: sign_tags(RELAXED + "; h=To", m, signed=[b"To"])),
+    "a NUL in the selector": ("strict.test", lambda m: sign(m, domain="strict.test").replace(b"s=rsa", b"s=rsa\0x")),
+    "the top of the DNS": ("strict.test", lambda m: sign(m, domain="test")),
+    "a public suffix": ("bank.suffix.test", lambda m: sign(m, domain="suffix.test")),
+    "a suffix without a record": ("bank.quiet.test", lambda m: sign(m, domain="quiet.test")),
+    "a subdomain, where alignment is strict": ("exact.test", lambda m: sign(m, domain="mail.exact.test")),
+}
+
+
+@pytest.mark.parametrize(("domain", "forge"), SIGNED_FORGERIES.values(), ids=SIGNED_FORGERIES.keys())
+def test_a_signature_that_proves_something_else_is_refused(
+    sender: Sender, tmp_path: Path, domain: str, forge: Callable[[bytes], bytes]
+) -> None:
+    """In some of these it verifies; none is a pass for the author's domain, in the reply or in the record."""
+    subject, content = message(f"bob@{domain}")
+    reply = refused(sender, forge(content), subject, reverse_path="eve@other.test")
+    assert reply.startswith("55")
+    results = explained(sender, tmp_path, reply)["results"]
+    assert [each["result"] for each in results if each["kind"] == "dmarc"] in (["fail"], [])
+    assert not [
+        each for each in results if each["kind"] == "dkim" and (each["result"], each.get("domain")) == ("pass", domain)
+    ]
 
 
 def test_what_the_domain_wants_kept_apart_lands_in_junk(sender: Sender) -> None:
