@@ -5,44 +5,19 @@ Standards: RFC 7208, RFC 6376, RFC 8617, RFC 9989, RFC 8601.
 
 from __future__ import annotations
 
-import re
 import time
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
 from tests.agreement import generate, mailauth
 from tests.agreement.case import Case
+from tests.agreement.document import Difference, stale, unexplained
 from tests.agreement.finding import METHODS, Finding, Judge
 
-_DOCUMENT = Path(__file__).parents[2] / "docs" / "agreement.md"
 _RECEIVER = "mx.example.test"
 _SEED = 9989
-
-
-@dataclass(frozen=True, slots=True)
-class Known:
-    """A row of the document: a difference, and the cases that have it."""
-
-    cases: str
-    method: str
-    ours: str
-    theirs: str
-
-    def covers(self, name: str) -> bool:
-        pattern = ".*".join(re.escape(part) for part in self.cases.split("*"))
-        return re.fullmatch(pattern, name) is not None
-
-
-Difference = tuple[str, str, str, str]  # case, method, ours, theirs
-
-
-def known() -> list[Known]:
-    """The rows of all tables."""
-    rows = re.findall(r"^\| `([^`]+)` \| (\w+) \| ([^|]+) \| ([^|]+) \|$", _DOCUMENT.read_text(), re.MULTILINE)
-    return [Known(*row) for row in rows]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,25 +53,12 @@ def differences(judged: list[Judged]) -> set[Difference]:
 
 def test_the_two_differ_only_where_the_document_says_so(judged: list[Judged]) -> None:
     """A difference is a defect of one of them, or a choice that somebody has to have made."""
-    rows = known()
-    unexplained = [
-        (name, method, ours, theirs)
-        for name, method, ours, theirs in sorted(differences(judged))
-        if not any((row.method, row.ours, row.theirs) == (method, ours, theirs) and row.covers(name) for row in rows)
-    ]
-    assert unexplained == []
+    assert unexplained(differences(judged), METHODS) == []
 
 
 def test_the_two_differ_wherever_the_document_says_so(judged: list[Judged]) -> None:
     """What the document explains is still true, of every case that a row covers."""
-    found = differences(judged)
-    names = {each.case.name for each in judged}
-    stale = []
-    for row in known():
-        covered = [name for name in names if row.covers(name)]
-        if not covered or any((name, row.method, row.ours, row.theirs) not in found for name in covered):
-            stale.append(row)
-    assert stale == []
+    assert stale(differences(judged), METHODS, {each.case.name for each in judged}) == []
 
 
 def test_what_is_compared_is_worth_comparing(judged: list[Judged]) -> None:
