@@ -3,9 +3,9 @@
 The rules (aliases, plus-addressing, catch-all, postmaster) are the SQL function `mailgate.resolve`: one round trip
 resolves an address completely. This module folds the address, makes the rows an answer, and keeps answers.
 
-An answer is forgotten after 60 seconds, when the database tells of a change (`NOTIFY directory`; all answers go then),
-and whenever the connection that listens was lost or is back, since a notification may have been missed. An answer
-that was under way when things changed is given to those who wait for it, and not kept.
+An answer is forgotten 60 seconds after the question was put, when the database tells of a change (`NOTIFY directory`;
+all answers go then), and whenever the connection that listens was lost or is back, since a notification may have been
+missed. An answer that was under way when things changed is given to those who wait for it, and not kept.
 
 Standards: RFC 5321 sections 2.4 (case), 4.1.3 (address literals) and 4.5.1 (postmaster), RFC 2142 (abuse), RFC 5233
 (detail), RFC 5891 with UTS #46 (domains in U-form).
@@ -124,6 +124,7 @@ class Directory:
             waiters.append(waiter)
             return waiter
         waiters = self._waiting[address] = [waiter]
+        expires_at = self._clock.seconds() + self._max_age_seconds
         asked = Deferred.fromCoroutine(
             self._pool.execute(
                 _RESOLVE,
@@ -131,7 +132,7 @@ class Directory:
                 timeout_seconds=_TIMEOUT_SECONDS,
             )
         )
-        asked.addCallback(self._answered, address, waiters)
+        asked.addCallback(self._answered, address, waiters, expires_at)
         asked.addErrback(self._failed, address, waiters)
         return waiter
 
@@ -153,11 +154,13 @@ class Directory:
         self._with_quota.clear()
         self._waiting.clear()  # those who wait are still answered; whoever comes now asks anew
 
-    def _answered(self, rows: Sequence[Row], address: Address, waiters: list[Deferred[Answer]]) -> None:
+    def _answered(
+        self, rows: Sequence[Row], address: Address, waiters: list[Deferred[Answer]], expires_at: float
+    ) -> None:
         answer, quotas = _answer_of(rows, address)
         if self._waiting.get(address) is waiters:
             del self._waiting[address]
-            self._keep(address, answer, quotas)
+            self._keep(address, answer, quotas, expires_at)
         for waiter in waiters:
             if not waiter.called:
                 waiter.callback(answer)
@@ -169,12 +172,12 @@ class Directory:
             if not waiter.called:
                 waiter.errback(failure.value)
 
-    def _keep(self, address: Address, answer: Answer, quotas: dict[int, tuple[int, int]]) -> None:
+    def _keep(self, address: Address, answer: Answer, quotas: dict[int, tuple[int, int]], expires_at: float) -> None:
         while len(self._entries) >= self._max_entries:
             self._remove(next(iter(self._entries)))
         self._entries[address] = _Entry(
             answer,
-            self._clock.seconds() + self._max_age_seconds,
+            expires_at,
             {mailbox_id: quota - used for mailbox_id, (quota, used) in quotas.items()},
             {mailbox_id: quota for mailbox_id, (quota, _) in quotas.items()},
         )

@@ -131,6 +131,17 @@ class DirectoryTests(SynchronousTestCase):
         self.clock.advance(0.1)
         assert not self.is_known()
 
+    def test_the_age_of_an_answer_is_counted_from_the_question(self) -> None:
+        """What changes while the database is slow to answer is not in the answer."""
+        waiting = self.later()
+        self.clock.advance(4)
+        self.database.answer(ALICE_ROW)
+        self.successResultOf(waiting)
+        self.clock.advance(55.9)
+        assert self.is_known()
+        self.clock.advance(0.1)
+        assert not self.is_known()
+
     def test_using_an_answer_does_not_make_it_last_longer(self) -> None:
         self.learn(ALICE, ALICE_ROW)
         for _ in range(59):
