@@ -18,7 +18,7 @@ from mailgate.smtp.grammar import domain_key
 
 # A field as `mailgate.message` finds it, and with folds before its colon too. It ends where no blank follows a CRLF.
 _FIELD = re.compile(
-    rb"(?im)^authentication-results[ \t]*+(?:\r\n[ \t]++)*+:((?:[^\r]++|(?!\r\n)\r|\r\n[ \t])*+)(?:\r\n)?"
+    rb"(?im)^authentication-results[ \t]*+(?:\r\n[ \t][ \t]*+)*+:((?:[^\r]++|(?!\r\n)\r|\r\n[ \t])*+)(?:\r\n)?"
 )
 #   value   = token / quoted-string                                   ; RFC 2045 section 5.1
 #   pvalue  = value / [[local-part] "@"] domain-name                  ; RFC 8601 section 2.2
@@ -29,7 +29,7 @@ _ATEXT = r"[A-Za-z0-9!#$%&'*+\-/?^_`{|}~]"
 _DOT_ATOM = re.compile(rf"{_ATEXT}++(?:\.{_ATEXT}{_ATEXT}*+)*+")
 _NOT_PRINTABLE = re.compile(r"[^\x20-\x7e]")
 _QUOTED_PAIR = re.compile(r"\\(.)")
-_EQUALS_PASS = re.compile(r"=(?=[ \t]*pass)", re.IGNORECASE)
+_EQUALS_PASS = re.compile(r"=(?=[ \t]*+pass)", re.IGNORECASE)
 _LINE_CHARS = 78
 _MAX_VALUE_CHARS = 400  # longer ones are cut: with all its quoting, a line stays below 998 octets
 

@@ -38,7 +38,7 @@ _QUOTED_PAIR = re.compile(r"\\(.)")
 
 
 # A field that some programs unfold into From. RFC 5322 lets no fold stand there, not even to be read (section 4.5.2).
-_FOLDED_NAME = re.compile(rb"(?im)^from[ \t]*+(?:\r\n[ \t]++)++:")
+_FOLDED_NAME = re.compile(rb"(?im)^from[ \t]*+(?:\r\n[ \t][ \t]*+)++:")
 
 
 class _NotAMailboxList(Exception):
