@@ -276,6 +276,7 @@ class Listener:
     backlog: Annotated[int, Integer(1, 65_535, "a number of connections")] = 512
     proxy_from: Networks = ()
     accepts_unauthenticated: bool = True
+    requires_tls: bool = False
     client_certificate: Annotated[Literal["none", "ask", "require"], OneOf(("none", "ask", "require"))] = "none"
 
 
@@ -569,6 +570,8 @@ def _check_listener(listener: Listener, key: str, tls: Tls, reader: Reader) -> N
         reader.fault(f"{key}.endpoints", "port is set too", "take one of them out; an endpoint names its own port")
     if listener.port is not None and not listener.addresses and not reader.is_faulty(f"{key}.addresses"):
         reader.fault(f"{key}.addresses", "it is empty", "name an address, or leave the key out for all")
+    if listener.requires_tls and listener.tls == "none":
+        reader.fault(f"{key}.requires_tls", "there is no TLS here", 'use false, or tls = "starttls"')
     if listener.client_certificate != "none":
         if listener.tls == "none":
             reader.fault(f"{key}.client_certificate", "there is no TLS here", 'use "none", or tls = "starttls"')

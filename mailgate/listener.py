@@ -522,7 +522,12 @@ class MailConnection(smtp.ESMTP):
         if session is None or session.state is State.TLS:
             if self._proxy is None:
                 self.factory.handshake_failures += 1
-            self._log.info("no handshake from {peer} in time", peer=self.transport.getPeer())
+            self._log.info(
+                "no handshake from {peer} in time ({count} failed on {listener})",
+                peer=self.transport.getPeer(),
+                count=self.factory.handshake_failures,
+                listener=self.factory.name,
+            )
             self.transport.abortConnection()
             return
         started_at = session.transaction_started_at
@@ -559,7 +564,11 @@ class MailConnection(smtp.ESMTP):
         if is_handshake:
             factory.handshake_failures += 1
             self._log.info(
-                "TLS handshake failed: {peer} {reason}", peer=self.transport.getPeer(), reason=_reason(reason)
+                "TLS handshake failed: {peer} {reason} ({count} failed on {listener})",
+                peer=self.transport.getPeer(),
+                reason=_reason(reason),
+                count=factory.handshake_failures,
+                listener=factory.name,
             )
         if session is not None:
             session.connection_lost(Ending.TLS_FAILED if is_handshake else Ending.LOST)

@@ -491,7 +491,7 @@ def _rules(config: Config, listener: Listener, *, settings: Settings | None = No
             config.hostname,
             bounds,
             offers_starttls=listener.tls == "starttls",
-            requires_tls=False,
+            requires_tls=listener.requires_tls,
             accepts_unauthenticated=listener.accepts_unauthenticated,
         )
     return Rules(

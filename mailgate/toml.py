@@ -355,6 +355,10 @@ class Reader:
     def load(self, kind: type[Any], **given: object) -> Any:  # Any: an instance of `kind`, or None: nothing was read
         """The whole file as that dataclass; `given` are fields that are no keys."""
         try:
+            # A pipe would hold the reactor up until somebody writes to it.
+            if self._path.is_fifo():
+                self.fault("", "it is not a file", "name a configuration file that you may read")
+                return None
             content = self._path.read_bytes()
         except OSError as error:
             reason = (error.strerror or type(error).__name__).lower()

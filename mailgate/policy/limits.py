@@ -49,7 +49,7 @@ class Usage:
     def __init__(self) -> None:
         self.sessions = 0
         self.networks: Counter[str] = Counter()
-        self.held_octets = 0  # of messages in memory
+        self.held_octets = 0  # of messages and recipients in memory
 
     def opened(self, network: str) -> None:
         """A session from that network has begun."""
@@ -69,16 +69,16 @@ class LimitsPolicy:
     """Refuses what this node has no room for."""
 
     name = "limits"
-    stages = frozenset({Stage.CONNECT, Stage.DATA})
+    stages = frozenset({Stage.CONNECT, Stage.RCPT, Stage.DATA})
 
     def __init__(self, limits: NodeLimits, usage: Usage) -> None:
         self.limits = limits
         self._usage = usage
 
     def decide(self, request: Request) -> Verdict:
-        """421 where there are too many sessions, this one included; 452 where there is no memory for a message."""
+        """421 where there are too many sessions, this one included; 452 where there is no memory for more."""
         limits, usage = self.limits, self._usage
-        if request.stage is Stage.DATA:
+        if request.stage is not Stage.CONNECT:
             return _NO_MEMORY if usage.held_octets >= limits.memory_octets else _CONTINUE
         if usage.sessions > limits.sessions:
             return _TOO_MANY_SESSIONS

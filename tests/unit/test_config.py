@@ -570,3 +570,12 @@ def test_what_only_openssl_refuses_is_a_fault_too(tmp_path: Path) -> None:
     )
     (line,) = faults(tmp_path, with_certificate("mail.pem", "mail.key"))
     assert line == "tls: ./mail.pem can't be served: ee key too small; use another file"
+
+
+def test_a_pipe_is_refused_without_waiting_for_a_writer(tmp_path: Path) -> None:
+    """A reload reads the file on the reactor."""
+    path = tmp_path / "mailgate.toml"
+    os.mkfifo(path)
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    assert "it is not a file" in str(caught.value.faults[0])

@@ -529,8 +529,9 @@ def test_a_message_without_room_in_memory_is_452_and_read_to_its_end() -> None:
 def test_a_new_message_is_refused_while_there_is_no_room() -> None:
     listener = limited(NodeLimits(memory_octets=600))
     hoarder = in_data(listener)
-    hoarder.send(b"x" * 598 + b"\r\n")
     client = in_transaction(listener)
+    hoarder.send(b"x" * 598 + b"\r\n")
+    assert client.say("RCPT TO:<bob@example.test>").startswith(b"452 4.3.1 ")
     assert client.say("DATA").startswith(b"452 4.3.1 ")
     assert listener.usage.held_octets == 600
     hoarder.transport.client_goes()

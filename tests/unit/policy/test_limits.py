@@ -60,8 +60,8 @@ def test_no_message_begins_without_room_for_it(held: int, expected: int) -> None
     assert code(LimitsPolicy(NodeLimits(memory_octets=100), usage), Stage.DATA) == expected
 
 
-def test_it_is_asked_at_connect_and_data_only() -> None:
-    assert LimitsPolicy.stages == {Stage.CONNECT, Stage.DATA}
+def test_it_is_asked_where_something_new_begins() -> None:
+    assert LimitsPolicy.stages == {Stage.CONNECT, Stage.RCPT, Stage.DATA}
 
 
 @given(st.lists(st.sampled_from(["a", "b", "c"])))
@@ -103,3 +103,14 @@ def test_a_client_is_counted_by_its_network(address: str, bits4: int, bits6: int
 )
 def test_an_address_lies_in_networks_of_its_kind(address: str, networks: list[str], expected: bool) -> None:
     assert is_in(address, [ip_network(network) for network in networks]) is expected
+
+
+def test_recipients_without_a_message_count_as_memory_too() -> None:
+    """A client that names recipients and sends nothing is refused more of them once there is no room."""
+    usage = Usage()
+    policy = LimitsPolicy(NodeLimits(memory_octets=1000), usage)
+    assert policy.decide(request(Stage.RCPT)) == Continue()
+    usage.held_octets = 1000
+    verdict = policy.decide(request(Stage.RCPT))
+    assert isinstance(verdict, Defer)
+    assert verdict.reply.code == 452

@@ -463,3 +463,13 @@ def test_no_message_is_cut_off_by_a_shutdown(octets: bytes, expected: bool) -> N
     driver = Driver().greeted()
     driver.run(octets)
     assert driver.session.may_be_shut_down is expected
+
+
+def test_many_recipients_are_held_octets_too() -> None:
+    """Their memory is bounded with that of messages."""
+    driver = Driver().greeted()
+    driver.run(b"MAIL FROM:<>\r\n")
+    for _ in range(30):
+        driver.run(b"RCPT TO:<bob@example.test>\r\n")
+        driver.session.take_output()
+    assert driver.session.held_octets == 20 * 1024
