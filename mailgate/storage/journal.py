@@ -22,7 +22,7 @@ from zope.interface import implementer
 from mailgate.interfaces import IJournal
 from mailgate.storage import literal
 from mailgate.storage.acceptance import client_addresses, recipient_columns, transaction_columns
-from mailgate.storage.errors import StorageUnavailable
+from mailgate.storage.errors import StorageUnavailable, reason_of
 from mailgate.storage.evidence import Evidence, KnownAnswers, evidence_of
 from mailgate.storage.queries import QUERIES
 from mailgate.storage.records import SessionRecord, TransactionRecord
@@ -219,7 +219,7 @@ class Journal:
 
     def _refuse(self, error: Exception) -> None:
         self.dropped += 1
-        log.error("a record can't be written: {error!r}", error=error)
+        log.error("a record can't be written: {reason}", reason=reason_of(error))
 
     def _failed(self, failure: Failure) -> None:
         log.failure("the journal failed", failure)

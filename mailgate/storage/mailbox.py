@@ -44,7 +44,7 @@ from mailgate.ids import encode_id
 from mailgate.interfaces import IMailboxWriter
 from mailgate.storage import literal
 from mailgate.storage.acceptance import accept_statement, resend_key
-from mailgate.storage.errors import StorageUnavailable
+from mailgate.storage.errors import StorageUnavailable, reason_of
 from mailgate.storage.evidence import Evidence, KnownAnswers, evidence_of
 from mailgate.storage.queries import QUERIES
 from mailgate.storage.records import IncomingMessage, Stored
@@ -69,6 +69,7 @@ _RESEND_SECONDS = 3600.0
 _MAX_NOTES = 100_000
 _MAX_DOUBTFUL = 10_000
 _MAX_REPEATS = 10_000
+_MAX_NAMED = 3  # recipients, in a line of the log
 
 log = Logger()
 
@@ -503,8 +504,15 @@ class MailboxWriter:
 
     def _refuse(self, waiting: _Waiting, error: Exception) -> None:
         """The message is surely not stored, and trying again would not help."""
-        identifier = encode_id(waiting.message.transaction.id)
-        log.error("message {transaction} can't be written: {error!r}", transaction=identifier, error=error)
+        transaction = waiting.message.transaction
+        accepted = [str(recipient.forward_path) for recipient in transaction.recipients if recipient.accepted]
+        more = f" and {len(accepted) - _MAX_NAMED} more" if len(accepted) > _MAX_NAMED else ""
+        log.error(
+            "message {transaction} for {recipients} can't be written: {reason}",
+            transaction=encode_id(transaction.id),
+            recipients=", ".join(accepted[:_MAX_NAMED]) + more,
+            reason=reason_of(error),
+        )
         self._answer_failed([waiting], StorageUnavailable("the database refused the message"))
 
     def _forget(self, waiting: _Waiting) -> None:

@@ -11,8 +11,10 @@ from unittest import mock
 import psutil
 import psycopg2
 from twisted.internet.defer import gatherResults
+from twisted.logger import LogEvent, formatEvent, globalLogPublisher
 
 from mailgate.envelope import MailParameters, RcptParameters
+from mailgate.ids import encode_id
 from mailgate.policy.stage import TlsState
 from mailgate.smtp.reply import reply
 from mailgate.storage.mailbox import MAX_BATCH_MESSAGES, pieces_of
@@ -197,6 +199,21 @@ class BatchTests(WritingTestCase):
         await gatherResults(stored)
         assert self.count("message") == 10
         assert self.query("SELECT messages FROM mailbox_usage ORDER BY mailbox_id") == [(10,), (10,)]
+
+    async def test_what_the_database_refused_is_one_line_of_the_log(self) -> None:
+        """It says which message and why; the statement and its context would be kilobytes, with text from strangers."""
+        writer = await self.writer()
+        self.query("DELETE FROM mailbox WHERE id = %s", (self.carol,))
+        events: list[LogEvent] = []
+        globalLogPublisher.addObserver(events.append)
+        self.addCleanup(globalLogPublisher.removeObserver, events.append)
+        message = incoming(self.carol)
+        await self.unavailable(writer.store(message))
+        (line,) = [formatEvent(event) for event in events if event["log_namespace"] == "mailgate.storage.mailbox"]
+        assert line == (
+            f"message {encode_id(message.transaction.id)} for to-{self.carol}@example.test can't be written: null value in"
+            ' column "uid" of relation "delivery" violates not-null constraint (SQLSTATE 23502)'
+        )
 
     async def test_an_id_that_another_message_has_is_refused(self) -> None:
         writer = await self.writer()
