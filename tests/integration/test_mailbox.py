@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import tracemalloc
 from contextlib import closing
-from typing import Any
+from typing import Any, cast
 from unittest import mock
 
 import psutil
 import psycopg2
 from twisted.internet.defer import gatherResults
-from twisted.logger import LogEvent, formatEvent, globalLogPublisher
+from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublisher
 
 from mailgate.envelope import MailParameters, RcptParameters
 from mailgate.ids import encode_id
@@ -205,13 +205,14 @@ class BatchTests(WritingTestCase):
         writer = await self.writer()
         self.query("DELETE FROM mailbox WHERE id = %s", (self.carol,))
         events: list[LogEvent] = []
-        globalLogPublisher.addObserver(events.append)
-        self.addCleanup(globalLogPublisher.removeObserver, events.append)
-        message = incoming(self.carol)
+        observer = cast("ILogObserver", events.append)
+        globalLogPublisher.addObserver(observer)
+        self.addCleanup(globalLogPublisher.removeObserver, observer)
+        message = incoming(recipient("carol@example.test", self.carol))
         await self.unavailable(writer.store(message))
         (line,) = [formatEvent(event) for event in events if event["log_namespace"] == "mailgate.storage.mailbox"]
         assert line == (
-            f"message {encode_id(message.transaction.id)} for to-{self.carol}@example.test can't be written: null value in"
+            f"message {encode_id(message.transaction.id)} for carol@example.test can't be written: null value in"
             ' column "uid" of relation "delivery" violates not-null constraint (SQLSTATE 23502)'
         )
 
