@@ -55,6 +55,7 @@ SHUTTING_DOWN = reply(421, "4.3.2", "Shutting down; connect again")
 TIMEOUT = reply(421, "4.4.2", "Waited too long; closing")
 TRANSACTION_TIMEOUT = reply(421, "4.4.2", "The transaction took too long; closing")
 ENDLESS_HEADER = reply(552, "5.3.4", f"Header section larger than {MAX_HEADER_OCTETS} octets")
+NO_FIRST_FIELD = reply(550, "5.6.0", "The message begins with the rest of a header field (RFC 5322 section 2.2.3)")
 LOOP = reply(554, "5.4.6", "Too many Received fields: this message goes round in a loop")
 
 FAULTS = {

@@ -769,6 +769,9 @@ class Session:
                 return self._refuse_content(replies.FAULTS[fault], size_octets=framer.size_octets)
         transaction = self._open_transaction()
         content = transaction.content = framer.content()
+        if content.header().startswith((b" ", b"\t")):
+            # Below our trace fields it would be read as a part of the last of them.
+            return self._refuse_content(replies.NO_FIRST_FIELD)
         if content.has_endless_header:
             return self._refuse_content(replies.ENDLESS_HEADER)
         if count_received_fields(content.header()) > limits.received_fields:
