@@ -27,7 +27,7 @@ import urllib.parse
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from itertools import islice
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import spf
 
@@ -43,6 +43,7 @@ MAX_EXPLANATION_CHARACTERS = 400  # ours: the rest is cut off
 
 _MAX_NAME_CHARACTERS = 253
 _MAX_LABEL_CHARACTERS = 63
+_MAX_KEPT_CHARACTERS = 4096  # of a record whose terms are remembered
 
 #   version = "v=spf1"
 _VERSION = re.compile(rb"v=spf1(?: |\Z)", re.IGNORECASE)
@@ -62,6 +63,11 @@ _ASKING = re.compile(
 _PRINTABLE = re.compile(r"[\x20-\x7e]*+")
 _NOT_PRINTABLE = re.compile(r"[^\x20-\x7e]++")
 _DOMAIN = re.compile(r"[a-z0-9_.\-]++")
+
+# ip4 = "ip4" ":" ip4-network [ ip4-cidr-length ], and ip6 likewise
+_NETWORK = re.compile(
+    r"[+\-?~]?ip(?P<version>[46]):(?P<address>[0-9a-f.:]++)(?:/(?P<length>0|[1-9][0-9]{0,2}))?", re.IGNORECASE
+)
 
 _LITERAL_MACROS = {"%": "%", "_": " ", "-": "%20"}
 _FOR_EXPLANATIONS = frozenset("crt")
@@ -317,8 +323,18 @@ class _Query(spf.query):  # type: ignore[misc]  # pyspf has no types
         """Evaluate a record, its modifiers in the form that pyspf takes."""
         if record:
             self._answers.expect(self._questions_of(record, self.d))
-            record = " ".join(_known_terms(record))
+            terms = _read(record) if len(record) <= _MAX_KEPT_CHARACTERS else tuple(_terms(record))
+            record = " ".join(self._relevant(terms))
         return super().check0(record, recursion)
+
+    def _relevant(self, terms: Iterable[str | _Network]) -> Iterator[str]:
+        """The terms without the networks that the client is not in, which change nothing."""
+        own = int(self.ipaddr)
+        for term in terms:
+            if isinstance(term, str):
+                yield term
+            elif term.address_bits == self.cidrmax and own >> term.ignored_bits == term.prefix:
+                yield term.text
 
     def _questions_of(self, record: str, domain: str) -> Iterator[Question]:
         """What the terms of a record ask for, as far as that stands in it, and as many as may be evaluated."""
@@ -369,6 +385,43 @@ class _Query(spf.query):  # type: ignore[misc]  # pyspf has no types
         if digits or reverse or delimiters:
             value = _transformed(value, digits, reverse != "", delimiters or ".")
         return urllib.parse.quote(value, safe="", errors="replace") if letter.isupper() else value
+
+
+class _Network(NamedTuple):
+    """A well-formed `ip4:` or `ip6:`."""
+
+    text: str
+    address_bits: int
+    ignored_bits: int
+    prefix: int  # the address without those
+
+
+@lru_cache(maxsize=2048)
+def _read(record: str) -> tuple[str | _Network, ...]:
+    """As `_terms`; the records of large providers come again and again."""
+    return tuple(_terms(record))
+
+
+def _terms(record: str) -> Iterator[str | _Network]:
+    """The known terms of a record, with networks already read. @raises spf.PermError: it is malformed."""
+    for term in _known_terms(record):
+        match = _NETWORK.fullmatch(term)
+        yield term if match is None else _network(match)
+
+
+def _network(match: re.Match[str]) -> str | _Network:
+    """The network, or the term as it stands where it may be malformed: pyspf says what is wrong with it."""
+    address, length = match["address"], match["length"]
+    is_ipv6 = match["version"] == "6"
+    if not (spf.RE_IP6 if is_ipv6 else spf.RE_IP4).match(address):
+        return match[0]
+    try:
+        number = int((ipaddress.IPv6Address if is_ipv6 else ipaddress.IPv4Address)(address))
+    except ValueError:
+        return match[0]
+    bits = 128 if is_ipv6 else 32
+    ignored = bits - int(length or bits)
+    return _Network(match[0], bits, ignored, number >> ignored) if ignored >= 0 else match[0]
 
 
 def _known_terms(record: str) -> Iterator[str]:

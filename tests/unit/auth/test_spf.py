@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import time
 
 import pytest
@@ -653,3 +654,38 @@ def test_included_records_are_bounded_together() -> None:
     for number in range(3):
         zone.add(f"i{number}.test", RecordType.TXT, f"v=spf1 {big}".encode())
     assert evaluate(zone).result is Result.PERMERROR
+
+
+# ---------------------------------------------------------------- networks are looked at before pyspf is
+
+NETWORKS = st.one_of(st.ip_addresses(v=4), st.ip_addresses(v=6)).flatmap(
+    lambda address: st.integers(0, address.max_prefixlen).map(
+        lambda bits: (
+            ipaddress.ip_network((int(address), bits), strict=False)
+            if address.version == 4
+            else ipaddress.IPv6Network((int(address), bits), strict=False)
+        )
+    )
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from(["", "-", "~", "?"]), NETWORKS), max_size=6),
+    st.one_of(st.ip_addresses(v=4), st.ip_addresses(v=6)),
+    st.integers(0, 5),
+)
+def test_the_first_network_that_holds_the_client_decides(
+    terms: list[tuple[str, ipaddress.IPv4Network | ipaddress.IPv6Network]],
+    client: ipaddress.IPv4Address | ipaddress.IPv6Address,
+    chosen: int,
+) -> None:
+    """RFC 7208 section 5.6, by Python's own networks; half of the clients are in one of them."""
+    if chosen < len(terms):
+        client = terms[chosen][1].network_address
+    if client.version == 6 and client.ipv4_mapped is not None:
+        return
+    record = "v=spf1 " + "".join(f"{sign}ip{net.version}:{net} " for sign, net in terms) + "-all"
+    words = {"": "pass", "-": "fail", "~": "softfail", "?": "neutral"}
+    expected = next((words[sign] for sign, net in terms if net.version == client.version and client in net), "fail")
+    assert word(record, client=str(client)) == expected
