@@ -32,7 +32,7 @@ import ipaddress
 import re
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar, assert_never
 
@@ -159,7 +159,14 @@ class Chain:
     ) -> tuple[list[tuple[Member, Verdict | Deferred[Verdict]]], bool]:
         """Ask the members of a wave that the request concerns; whether any of them has to wait."""
         if merge.notes:
-            request = replace(request, notes=request.notes + merge.notes)
+            request = Request(
+                request.stage,
+                request.session,
+                request.transaction,
+                request.forward_path,
+                request.content,
+                request.notes + merge.notes,
+            )
         asked: list[tuple[Member, Verdict | Deferred[Verdict]]] = []
         waits = False
         is_accepted = merge.is_accepted
