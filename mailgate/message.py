@@ -147,14 +147,17 @@ def count_received_fields(header: bytes) -> int:
 
 
 def readable_field(header: bytes, name: bytes, max_chars: int) -> str | None:
-    """The first field of that name as people read it, at most `max_chars` long; None where there is no such field.
+    """The first field of that name as people read it, at most `max_chars` long; None where there is no such field."""
+    body = next(_bodies_of(header, name), None)
+    return None if body is None else readable_body(body, max_chars)
+
+
+def readable_body(body: bytes, max_chars: int) -> str:
+    """A field's body as people read it, at most `max_chars` long.
 
     Unfolded, encoded words decoded, one blank between words, and without characters that would move the cursor or turn
     the direction of writing. What can't be decoded is shown as it stands.
     """
-    body = next(_bodies_of(header, name), None)
-    if body is None:
-        return None
     # The most wasteful way to encode a text, a word for each character, takes less than that.
     text = body[: 32 * max_chars + 75].decode("utf-8", "replace")
     if "=?" in text:

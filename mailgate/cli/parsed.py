@@ -14,6 +14,9 @@ from email import policy
 from email.message import EmailMessage, MIMEPart
 from email.parser import BytesParser
 from html.parser import HTMLParser
+from itertools import islice
+
+from mailgate.message import readable_body
 
 _BLANKS = re.compile(r"\s+")
 _MAX_FIELDS = 1000
@@ -56,16 +59,11 @@ def _unparsed(octets: bytes) -> ParsedMessage:
 
 
 def _header(message: EmailMessage) -> tuple[tuple[str, str], ...]:
+    """The fields, each as the inbox shows it: the parser's own reading would end at a hostile character."""
     fields = []
-    for name, raw in message.raw_items():
-        try:
-            # The policy decodes encoded words; a field on which it fails is shown as sent.
-            value = str(policy.default.header_fetch_parse(name, raw))
-        except Exception:  # as above
-            value = raw
-        fields.append((name, value.encode("utf-8", "replace").decode("utf-8", "replace")))
-        if len(fields) == _MAX_FIELDS:
-            break
+    for name, raw in islice(message.raw_items(), _MAX_FIELDS):
+        body = str(raw).encode("utf-8", "surrogateescape")
+        fields.append((name.encode("utf-8", "replace").decode("utf-8"), readable_body(body, len(body))))
     return tuple(fields)
 
 

@@ -61,6 +61,16 @@ def test_a_hostile_subject_does_not_reach_the_terminal(mailgate: Command, alice:
         assert character not in mailgate.ok("inbox", "alice@example.test", "--json")
 
 
+def test_a_hostile_header_is_shown_without_its_controls(mailgate: Command, alice: int) -> None:
+    """All that can be read of it is there, as in the inbox."""
+    header = b"From: Eve \x1b[31m<eve@example.org>\r\nSubject: a\x07b\r\nMessage-ID: <\x1b[31mx@example.org>\r\n"
+    id_ = encode_id(deliver(mailgate.dsn, alice, header + b"\r\nGood day\r\n"))
+    lines = [line.split(maxsplit=1) for line in mailgate.ok("show", id_).splitlines()]
+    assert ["From", "Eve [31m<eve@example.org>"] in lines
+    assert ["Subject", "ab"] in lines
+    assert ["Message-ID", "<[31mx@example.org>"] in lines
+
+
 def test_an_address_that_is_no_mailbox_says_what_it_is(mailgate: Command, alice: int) -> None:
     """An alias, an unknown one, or not ours."""
     mailgate.ok("alias", "add", "team@example.test", "alice@example.test")

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mailgate.cli.parsed import read_message
+from mailgate.message import readable_field
 
 
 def test_encoded_words_are_decoded() -> None:
@@ -14,6 +15,29 @@ def test_encoded_words_are_decoded() -> None:
     message = read_message(b"Subject: =?utf-8?q?Gr=C3=BC=C3=9Fe?=\r\nFrom: a@example.org\r\n\r\nHello\r\n")
     assert message.header == (("Subject", "Grüße"), ("From", "a@example.org"))
     assert message.text == "Hello\r\n"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"Eve \x1b[31m<eve@example.org>",
+        b"<\x1b[31mx@y.example>",
+        b"<a\x07b@example.org>",
+        b"\x00 <c@example.org>",
+        b"a\x0cb\r\n <c@example.org>",
+        b"=?utf-8?q?A=1BB?= <a@example.org>",
+        b"x\xc2\x9b31m\xe2\x80\xae <c@example.org>",
+        b"\xff <c@example.org>",
+    ],
+)
+@pytest.mark.parametrize("name", [b"From", b"Subject", b"Message-ID"])
+def test_a_field_reads_as_it_does_in_the_inbox(name: bytes, body: bytes) -> None:
+    """Whole, without its control characters; a parser of addresses would stop at the first of them."""
+    header = name + b": " + body + b"\r\n"
+    expected = readable_field(header, name, 1000)
+    assert read_message(header + b"\r\n").header == ((name.decode(), expected),)
+    assert expected is not None
+    assert expected.isprintable()
 
 
 def test_the_plain_text_is_shown_and_the_rest_named() -> None:
