@@ -196,7 +196,7 @@ class _Exchange:
                 return (b"Username:", b"Password:")[len(self._said)]
             account, password = self._said
         if password == b"secret":
-            return account.decode()
+            return account.decode("utf-8", "replace")
         return reply(535, "5.7.8", "Authentication credentials invalid")
 
 
