@@ -200,6 +200,12 @@ FROM (
      WHERE NOT r.is_accepted AND r.transaction_id >= id_at(%(since)s)
      ORDER BY r.transaction_id DESC
      LIMIT %(limit)s)
+    UNION ALL
+    (SELECT s.id, s.ended_at, s.client_address, s.helo, NULL, NULL, s.stage, s.reply, s.policy, NULL
+     FROM refused_session s
+     WHERE s.id >= id_at(%(since)s)
+     ORDER BY s.id DESC
+     LIMIT %(limit)s)
 ) AS refusal
 ORDER BY refusal.id DESC
 LIMIT %(limit)s;

@@ -137,6 +137,14 @@ def refusals(invocation: Invocation, since: datetime, limit: int, as_json: bool)
             Column("STAGE"),
             Column("REPLY", is_flexible=True),
         ).print(
-            (encode_id(id_), local_time(refused_at), client, reverse_path or "<>", forward_path or "", stage, reply)
+            (
+                encode_id(id_),
+                local_time(refused_at),
+                client,
+                "" if reverse_path is None else reverse_path or "<>",
+                forward_path or "",
+                stage,
+                reply,
+            )
             for id_, refused_at, client, _helo, reverse_path, forward_path, stage, reply, _policy, _reason in rows
         )

@@ -283,7 +283,9 @@ COMMENT ON COLUMN session.transactions IS 'How many transactions it began.';
 COMMENT ON COLUMN session.errors IS 'How many commands got 4xx or 5xx.';
 COMMENT ON COLUMN session.dialogue IS 'Commands and replies, a line each, "C: " and "S: "; shortened; no credentials, no message data.';
 COMMENT ON COLUMN session.results IS 'What was found at CONNECT and HELO, as transaction.results, where no transaction has it: the client was refused there, or began none. Else NULL.';
-COMMENT ON COLUMN session.verdicts IS 'What policies said there, as transaction.verdicts.';
+COMMENT ON COLUMN session.verdicts IS 'What policies said there, as transaction.verdicts; what refused the client is the last one.';
+CREATE INDEX session_refused ON session (id) WHERE ending IN ('timeout', 'limit', 'refused') OR verdicts IS NOT NULL;
+COMMENT ON INDEX session_refused IS 'The newest refusals since a time.';
 
 CREATE TABLE transaction (
     id bigint PRIMARY KEY,  -- finds one transaction; dates it
@@ -873,38 +875,73 @@ COMMENT ON COLUMN inbox.subject IS 'The Subject field, decoded.';
 COMMENT ON COLUMN inbox.size_octets IS 'Of the content, without our trace fields.';
 COMMENT ON COLUMN inbox.message IS 'The message''s id as people see it; message_octets(id_number(...)) gives the message.';
 
-CREATE VIEW recent_refusals AS  -- from the newest transaction backwards, so that LIMIT ends it soon
-SELECT t.ended_at AS refused_at,
-       id_text(t.id) AS id,
-       t.client_address AS client,
-       t.helo,
-       t.reverse_path,
+CREATE VIEW refused_session AS
+SELECT s.id, s.ended_at, s.client_address, s.helo, refusal.stage, refusal.reply, refusal.policy
+FROM session s
+CROSS JOIN LATERAL (SELECT s.verdicts -> -1 AS verdict, split_part(rtrim(s.dialogue, E'\n'), E'\n', -1) AS line) AS last
+CROSS JOIN LATERAL (
+    -- Some objections are for some recipients only and wait for RCPT: that one refused shows in what the client heard.
+    SELECT coalesce(last.verdict ->> 'verdict' IN ('reject', 'defer')
+                    AND strpos(E'\n' || s.dialogue, E'\nS: ' || left(last.verdict ->> 'reason', 3)) > 0, false)
+) AS policy (has_refused)
+CROSS JOIN LATERAL (
+    SELECT last.verdict ->> 'stage' AS stage, last.verdict ->> 'reason' AS reply, last.verdict ->> 'policy' AS policy
+    WHERE policy.has_refused
+    UNION ALL
+    SELECT 'session', CASE WHEN last.line LIKE 'S: %' THEN substr(last.line, 4) ELSE '' END, NULL
+    WHERE s.ending IN ('timeout', 'limit', 'refused') AND NOT (policy.has_refused AND s.ending = 'refused')
+) AS refusal
+WHERE s.ending IN ('timeout', 'limit', 'refused') OR s.verdicts IS NOT NULL;
+COMMENT ON VIEW refused_session IS 'Who was refused at CONNECT or HELO, and sessions that we ended: what recent_refusals has beside transactions. Ask for a time by id: >= id_at(now() - interval ''1 day'').';
+COMMENT ON COLUMN refused_session.id IS 'The session''s.';
+COMMENT ON COLUMN refused_session.ended_at IS 'When the session ended.';
+COMMENT ON COLUMN refused_session.client_address IS 'The client.';
+COMMENT ON COLUMN refused_session.helo IS 'What it called itself, where that was not refused; NULL: it never did.';
+COMMENT ON COLUMN refused_session.stage IS 'connect, helo, or session where we ended it later: a bound was reached, or the client was too slow.';
+COMMENT ON COLUMN refused_session.reply IS 'What the client heard, of several refusals at HELO the last; "" where the dialogue was too long to have it.';
+COMMENT ON COLUMN refused_session.policy IS 'The policy that refused; NULL where none did.';
+
+CREATE VIEW recent_refusals AS  -- from the newest id backwards, so that LIMIT ends it soon
+SELECT refusal.ended_at AS refused_at,
+       id_text(refusal.id) AS id,
+       refusal.client_address AS client,
+       refusal.helo,
+       refusal.reverse_path,
        refusal.forward_path,
        refusal.stage,
        refusal.reply,
        refusal.policy,
        refusal.reason
-FROM transaction t
-CROSS JOIN LATERAL (
-    SELECT NULL::text AS forward_path, t.stage, t.reply, t.policy, t.reason
-    WHERE t.disposition IN ('refused', 'deferred') AND t.stage <> 'rcpt'
+FROM (
+    (SELECT t.id, t.ended_at, t.client_address, t.helo, t.reverse_path, part.forward_path, part.stage, part.reply,
+            part.policy, part.reason
+     FROM transaction t
+     CROSS JOIN LATERAL (
+         SELECT NULL::text AS forward_path, t.stage, t.reply, t.policy, t.reason
+         WHERE t.disposition IN ('refused', 'deferred') AND t.stage <> 'rcpt'
+         UNION ALL
+         SELECT r.forward_path, 'rcpt', r.reply, coalesce(r.policy, CASE WHEN t.stage = 'rcpt' THEN t.policy END),
+                CASE WHEN t.stage = 'rcpt' THEN t.reason END
+         FROM recipient r
+         WHERE r.transaction_id = t.id AND NOT r.is_accepted
+     ) AS part
+     ORDER BY t.id DESC)
     UNION ALL
-    SELECT r.forward_path, 'rcpt', r.reply, coalesce(r.policy, CASE WHEN t.stage = 'rcpt' THEN t.policy END),
-           CASE WHEN t.stage = 'rcpt' THEN t.reason END
-    FROM recipient r
-    WHERE r.transaction_id = t.id AND NOT r.is_accepted
+    (SELECT s.id, s.ended_at, s.client_address, s.helo, NULL, NULL, s.stage, s.reply, s.policy, NULL
+     FROM refused_session s
+     ORDER BY s.id DESC)
 ) AS refusal
-ORDER BY t.id DESC;
-COMMENT ON VIEW recent_refusals IS 'What was refused or deferred, newest first: a row for each refused recipient, and one for each transaction refused as a whole.';
-COMMENT ON COLUMN recent_refusals.refused_at IS 'When the transaction ended.';
-COMMENT ON COLUMN recent_refusals.id IS 'The transaction''s id, as the client heard it.';
+ORDER BY refusal.id DESC;
+COMMENT ON VIEW recent_refusals IS 'What was refused or deferred, newest first: a row for each refused recipient, one for each transaction refused as a whole, and those of refused_session.';
+COMMENT ON COLUMN recent_refusals.refused_at IS 'When the transaction ended; without one, the session.';
+COMMENT ON COLUMN recent_refusals.id IS 'The transaction''s id, as the client heard it; without one, the session''s.';
 COMMENT ON COLUMN recent_refusals.client IS 'The client''s address.';
-COMMENT ON COLUMN recent_refusals.helo IS 'What it called itself.';
-COMMENT ON COLUMN recent_refusals.reverse_path IS 'Whom it is from; "" for the null path.';
-COMMENT ON COLUMN recent_refusals.forward_path IS 'Whom it was for; NULL where the transaction was refused as a whole.';
-COMMENT ON COLUMN recent_refusals.stage IS 'Where: connect, helo, mail, rcpt, data, end_of_data.';
+COMMENT ON COLUMN recent_refusals.helo IS 'What it called itself; NULL where it did not, or was refused for it.';
+COMMENT ON COLUMN recent_refusals.reverse_path IS 'Whom it is from; "" for the null path; NULL where there was no MAIL.';
+COMMENT ON COLUMN recent_refusals.forward_path IS 'Whom it was for; NULL where the transaction or the client was refused as a whole.';
+COMMENT ON COLUMN recent_refusals.stage IS 'Where: connect, helo, mail, rcpt, data, end_of_data; session where we ended it at a bound or because the client was too slow.';
 COMMENT ON COLUMN recent_refusals.reply IS 'What the client heard.';
-COMMENT ON COLUMN recent_refusals.policy IS 'The policy that decided.';
+COMMENT ON COLUMN recent_refusals.policy IS 'The policy that decided; NULL where none did.';
 COMMENT ON COLUMN recent_refusals.reason IS 'Why, in words for us.';
 
 CREATE VIEW verdicts AS

@@ -357,6 +357,8 @@ def test_a_refused_greeting_is_explained_by_the_sessions_id(sender: Sender, tmp_
         ("spf", "helo", "fail")
     ]
     assert [(verdict["stage"], verdict["policy"]) for verdict in found["verdicts"]] == [("helo", "spf")]
+    rows = postgres.query(sender.gate.dsn, "SELECT stage, left(reply, 3), policy FROM mailgate.recent_refusals")
+    assert ("helo", "550", "spf") in rows
 
 
 def test_answers_from_the_cache_are_kept_once(sender: Sender) -> None:

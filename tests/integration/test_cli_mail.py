@@ -15,7 +15,7 @@ import pytest
 from mailgate.ids import encode_id
 from tests.support.command import Command, command_for
 from tests.support.postgres import drop_database, fresh_database, query
-from tests.support.stored_mail import TRACE, add_mailbox, deliver, record_transaction
+from tests.support.stored_mail import TRACE, add_mailbox, deliver, record_session, record_transaction
 
 CONTENT = b"From: Carol <carol@example.org>\r\nTo: alice@example.test\r\nSubject: Hello\r\n\r\nGood \x1b[31mday\r\n"
 
@@ -274,10 +274,21 @@ def test_refusals_are_those_of_the_view(mailgate: Command) -> None:
             recipients=[("a@example.test", False, "550 5.1.1 No"), ("b@example.test", True, "250 2.1.5 Ok")],
         )
     query(mailgate.dsn, "UPDATE mailgate.recipient SET policy = 'recipients' WHERE NOT is_accepted")
-    columns = ("id", "forward_path", "stage", "reply", "policy", "reason")
+    verdict = {"stage": "connect", "policy": "limits", "verdict": "defer", "reason": "421 4.3.2 Too many"}
+    record_session(mailgate.dsn, ending="refused", dialogue="S: 421 4.3.2 Too many [x]", verdicts=[verdict])
+    record_session(mailgate.dsn, ending="limit", dialogue="C: FOO\nS: 421 4.7.0 Too many errors; closing [x]")
+    record_session(mailgate.dsn, verdicts=[verdict | {"reason": "550 5.7.1 Postponed", "verdict": "reject"}])
+    columns = ("id", "helo", "reverse_path", "forward_path", "stage", "reply", "policy", "reason")
     view = query(mailgate.dsn, f"SELECT {', '.join(columns)} FROM mailgate.recent_refusals")
     listed = [tuple(record[column] for column in columns) for record in mailgate.json("refusals")]
     assert sorted(map(str, listed)) == sorted(map(str, view))
+    assert {record["stage"] for record in mailgate.json("refusals")} == {
+        *("connect", "session", "mail", "rcpt", "end_of_data")
+    }
+    for limit in ("0", "2", "4"):
+        shown = mailgate.json("refusals", "--limit", limit)
+        assert [record["id"] for record in shown] == [each[0] for each in listed][len(listed) - int(limit) :]
+    assert mailgate.ok("refusals").count("<>") == 0
 
 
 def test_a_terminal_without_unicode_gets_what_it_can_show(mailgate: Command, alice: int) -> None:

@@ -238,6 +238,11 @@ class ContentTests(SchemaTestCase):
         assert self.query("SELECT count(*) FROM mailbox_usage") == [(0,)]
 
 
+def verdict(stage: str, word: str, reason: str) -> dict[str, str]:
+    """As the record keeps it."""
+    return {"stage": stage, "policy": "list", "verdict": word, "reason": reason}
+
+
 class ViewTests(SchemaTestCase):
     def test_inbox_shows_what_is_in_a_mailbox(self) -> None:
         mailbox = stored_mail.add_mailbox(self.dsn, "alice")
@@ -251,13 +256,29 @@ class ViewTests(SchemaTestCase):
         ]
 
     def test_recent_refusals_starts_with_the_newest_and_sorts_nothing(self) -> None:
-        """However long the record is, the newest refusals are at hand."""
+        """However long the record is, the newest refusals are at hand: those of transactions and those of sessions."""
+        self.query(
+            "INSERT INTO session (id, node, listener, role, client_address, client_port, is_esmtp, started_at,"
+            " ended_at, ending, transactions, errors, dialogue)"
+            " SELECT id_at(now()) + n, 'mx1', 'smtp', 'mx', '192.0.2.7', 4711, true, now(), now(),"
+            " CASE n % 20 WHEN 0 THEN 'limit' ELSE 'quit' END, 1, 0, repeat('x', 300)"
+            " FROM generate_series(1, 5000) AS n"
+        )
+        self.query(
+            "INSERT INTO transaction (id, session_id, node, listener, client_address, protocol, reverse_path,"
+            " disposition, stage, reply, started_at, ended_at)"
+            " SELECT id, id, node, listener, client_address, 'ESMTP', '', 'refused', 'mail', '550 No', now(), now()"
+            " FROM session"
+        )
+        self.query("ANALYZE session, transaction, recipient")
         with closing(psycopg2.connect(self.dsn)) as database, database.cursor() as cursor:
             cursor.execute("SET search_path = mailgate; SET enable_seqscan = off")
             cursor.execute("EXPLAIN SELECT * FROM recent_refusals LIMIT 20")
             plan = "\n".join(row[0] for row in cursor.fetchall())
         assert "Seq Scan" not in plan
         assert "Sort  (cost" not in plan  # "Sort Key" belongs to Merge Append
+        assert "Index Scan Backward using session_" in plan
+        assert "Index Scan Backward using transaction_" in plan
 
     def test_recent_refusals_shows_refused_recipients_and_refused_transactions(self) -> None:
         def record(stage: str, reply: str, disposition: str, *recipients: tuple[str, bool, str]) -> int:
@@ -280,3 +301,66 @@ class ViewTests(SchemaTestCase):
             (encode_id(at_mail), None, "mail", "550 5.7.1 No"),
             (encode_id(accepted), "b@x.test", "rcpt", unknown),
         ]
+
+    def test_recent_refusals_shows_who_was_turned_away_before_mail(self) -> None:
+        """RFC 5321 section 3.1: 554 instead of 220; section 4.1.4: EHLO may be refused. There is no transaction."""
+        at_connect = stored_mail.record_session(
+            self.dsn,
+            ending="lost",
+            dialogue="S: 554 5.7.1 Listed [x]",
+            verdicts=[verdict("connect", "reject", "554 5.7.1 Listed")],
+        )
+        at_helo = stored_mail.record_session(
+            self.dsn,
+            dialogue="S: 220 mx\nC: EHLO x\nS: 450-4.7.1 Later\nS: 450 4.7.1 Much later [x]\nC: QUIT\nS: 221 2.0.0 Bye",
+            verdicts=[verdict("connect", "accept", ""), verdict("helo", "defer", "450 4.7.1 Later Much later")],
+        )
+        rows = self.query(
+            "SELECT id, refused_at, host(client), helo, reverse_path, forward_path, stage, reply, policy, reason"
+            " FROM recent_refusals"
+        )
+        assert [(row[0], *row[2:]) for row in rows] == [
+            (
+                *(encode_id(at_helo), "192.0.2.7", "client.example.org", None, None, "helo"),
+                *("450 4.7.1 Later Much later", "list", None),
+            ),
+            (
+                *(encode_id(at_connect), "192.0.2.7", "client.example.org", None, None, "connect"),
+                *("554 5.7.1 Listed", "list", None),
+            ),
+        ]
+
+    def test_recent_refusals_shows_sessions_that_we_ended(self) -> None:
+        """RFC 5321 section 3.8: 421 at any time. The last line of the dialogue is the reply."""
+        errors = "421 4.7.0 Too many errors; closing [x]"
+        limit = stored_mail.record_session(self.dsn, ending="limit", dialogue=f"C: FOO\nS: {errors}")
+        timeout = stored_mail.record_session(
+            self.dsn, ending="timeout", dialogue="S: 220 mx\nS: 421 4.4.2 Waited [x]\n"
+        )
+        refused = stored_mail.record_session(self.dsn, ending="refused", dialogue="C: STARTTLS\nS: 554 5.5.1 No [x]")
+        cut = stored_mail.record_session(self.dsn, ending="limit", dialogue="S: 220 mx\nC: NOOP\n(and more)")
+        for ending in ("quit", "lost", "shutdown", "tls-failed"):
+            stored_mail.record_session(self.dsn, ending=ending, dialogue="S: 421 4.3.2 Shutting down")
+        rows = self.query("SELECT id, stage, reply, policy FROM recent_refusals")
+        assert rows == [
+            (encode_id(cut), "session", "", None),
+            (encode_id(refused), "session", "554 5.5.1 No [x]", None),
+            (encode_id(timeout), "session", "421 4.4.2 Waited [x]", None),
+            (encode_id(limit), "session", errors, None),
+        ]
+
+    def test_a_session_turned_away_by_a_policy_is_one_refusal(self) -> None:
+        """Its ending is `refused` because of the verdict."""
+        identifier = stored_mail.record_session(
+            self.dsn,
+            ending="refused",
+            dialogue="S: 421 4.3.2 Too many sessions [x]",
+            verdicts=[verdict("connect", "defer", "421 4.3.2 Too many sessions")],
+        )
+        rows = self.query("SELECT id, stage, reply FROM recent_refusals")
+        assert rows == [(encode_id(identifier), "connect", "421 4.3.2 Too many sessions")]
+
+    def test_an_objection_that_was_only_postponed_is_no_refusal(self) -> None:
+        """A policy for some domains speaks at HELO and refuses at RCPT: the client of this session heard nothing."""
+        stored_mail.record_session(self.dsn, verdicts=[verdict("helo", "reject", "550 5.7.1 No")])
+        assert self.query("SELECT * FROM recent_refusals") == []

@@ -85,6 +85,32 @@ def deliver(
     return identifier
 
 
+def record_session(
+    dsn: str,
+    *,
+    ending: str = "quit",
+    dialogue: str = "C: EHLO client.example.org\nS: 250 mx.example.test\nC: QUIT",
+    verdicts: Sequence[dict[str, str]] = (),
+    client: str = "192.0.2.7",
+    transactions: int = 0,
+) -> int:
+    """The id of a recorded session that has ended."""
+    identifier = _ids.next()
+    with closing(psycopg2.connect(dsn)) as database, database, database.cursor() as cursor:
+        cursor.execute("SET LOCAL search_path = mailgate")
+        cursor.execute(
+            "INSERT INTO session (id, node, listener, role, client_address, client_port, helo, is_esmtp, tls_version,"
+            " tls_cipher, started_at, ended_at, ending, transactions, errors, dialogue, verdicts)"
+            " VALUES (%s, 'mx1', 'smtp', 'mx', %s, 4711, 'client.example.org', true, 'TLSv1.3',"
+            " 'TLS_AES_256_GCM_SHA384', id_time(%s), id_time(%s), %s, %s, 0, %s, %s)",
+            (
+                *(identifier, client, identifier, identifier, ending, transactions, dialogue),
+                json.dumps(verdicts) if verdicts else None,
+            ),
+        )
+    return identifier
+
+
 def record_transaction(
     dsn: str,
     identifier: int | None = None,
@@ -98,17 +124,9 @@ def record_transaction(
     """The id of a recorded transaction, with its recipients, in a session of its own that has ended."""
     if identifier is None:
         identifier = _ids.next()
-    session = _ids.next()
+    session = record_session(dsn, client=client, transactions=1)
     with closing(psycopg2.connect(dsn)) as database, database, database.cursor() as cursor:
         cursor.execute("SET LOCAL search_path = mailgate")
-        cursor.execute(
-            "INSERT INTO session (id, node, listener, role, client_address, client_port, helo, is_esmtp, tls_version,"
-            " tls_cipher, started_at, ended_at, ending, transactions, errors, dialogue)"
-            " VALUES (%s, 'mx1', 'smtp', 'mx', %s, 4711, 'client.example.org', true, 'TLSv1.3',"
-            " 'TLS_AES_256_GCM_SHA384', id_time(%s), id_time(%s),"
-            " 'quit', 1, 0, %s)",
-            (session, client, session, session, "C: EHLO client.example.org\nS: 250 mx.example.test\nC: QUIT"),
-        )
         cursor.execute(
             "INSERT INTO transaction (id, session_id, node, listener, client_address, helo, protocol, reverse_path,"
             " disposition, stage, reply, started_at, ended_at) VALUES (%s, %s, 'mx1', 'smtp', %s, 'client.example.org',"
