@@ -2,13 +2,34 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
 import click
 
-from mailgate.cli.address import address_argument, domain_argument, readable, readable_address, target_argument
+from mailgate.cli.address import address_argument, readable, readable_address, target_argument
 from mailgate.cli.database import Database, Failure, Invocation, Row, pass_invocation
-from mailgate.cli.domain import id_of_domain
-from mailgate.cli.output import Column, Table, count, print_json, print_note
+from mailgate.cli.domain import id_of_domain, optional_domain, rows_within
+from mailgate.cli.output import Column, count, json_option, print_list, print_note
 from mailgate.envelope import Address
+
+
+@dataclass(frozen=True, slots=True)
+class Alias:
+    """An alias as it is now."""
+
+    address: str  # in U-form, as the targets
+    targets: tuple[str, ...]
+    created_at: datetime
+
+    def cells(self) -> tuple[str, ...]:
+        """What a table shows of it."""
+        return self.address, ", ".join(self.targets)
+
+    def record(self) -> dict[str, Any]:
+        """What JSON says of it."""
+        return {"address": self.address, "targets": self.targets, "created_at": self.created_at}
 
 
 def _targets(database: Database, address: Address) -> list[Row]:
@@ -42,32 +63,17 @@ def add(invocation: Invocation, address: Address, targets: tuple[Address, ...]) 
 
 
 @alias.command("list")
-@click.argument("domain", metavar="[DOMAIN]", required=False, type=domain_argument)
-@click.option("--json", "as_json", is_flag=True, help="Print an array of objects.")
+@optional_domain
+@json_option
 @pass_invocation
 def list_(invocation: Invocation, domain: str | None, as_json: bool) -> None:
     """Show every alias, or those of one DOMAIN."""
-    with invocation.database() as database:
-        if domain is not None:
-            id_of_domain(database, domain)
-        rows = database.rows("list_aliases", domain=domain)
-    if as_json:
-        print_json(
-            {
-                "address": readable(local_part, name),
-                "targets": [readable_address(target) for target in targets],
-                "created_at": created_at,
-            }
-            for local_part, name, targets, created_at in rows
-        )
-        return
-    if not rows:
-        click.echo("no aliases yet; add one with `mailgate alias add ADDRESS TARGET`", err=True)
-        return
-    Table(Column("ADDRESS"), Column("TARGETS")).print(
-        (readable(local_part, name), ", ".join(readable_address(target) for target in targets))
-        for local_part, name, targets, _ in rows
-    )
+    aliases = [
+        Alias(readable(local_part, name), tuple(map(readable_address, targets)), created_at)
+        for local_part, name, targets, created_at in rows_within(invocation, "list_aliases", domain)
+    ]
+    note = "no aliases yet; add one with `mailgate alias add ADDRESS TARGET`"
+    print_list(aliases, (Column("ADDRESS"), Column("TARGETS")), as_json=as_json, note=note)
 
 
 @alias.command("set")

@@ -2,12 +2,53 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
 import click
 
 from mailgate.cli.address import address_argument, domain_argument, readable_address, readable_domain
-from mailgate.cli.database import Database, Failure, Invocation, pass_invocation
-from mailgate.cli.output import Column, Table, count, print_json
+from mailgate.cli.database import Database, Failure, Invocation, Row, pass_invocation
+from mailgate.cli.output import Column, count, json_option, print_list
 from mailgate.envelope import Address
+
+
+@dataclass(frozen=True, slots=True)
+class Domain:
+    """A domain as it is now."""
+
+    name: str
+    is_enabled: bool
+    catch_all: str | None
+    plus_separator: str
+    mailboxes: int
+    aliases: int
+    created_at: datetime
+
+    def cells(self) -> tuple[str, ...]:
+        """What a table shows of it."""
+        return (
+            readable_domain(self.name),
+            "enabled" if self.is_enabled else "disabled",
+            str(self.mailboxes),
+            str(self.aliases),
+            self.plus_separator or "off",
+            "" if self.catch_all is None else readable_address(self.catch_all),
+        )
+
+    def record(self) -> dict[str, Any]:
+        """What JSON says of it."""
+        return {
+            "domain": readable_domain(self.name),
+            "a_form": self.name,
+            "enabled": self.is_enabled,
+            "catch_all": None if self.catch_all is None else readable_address(self.catch_all),
+            "plus_separator": self.plus_separator,
+            "mailboxes": self.mailboxes,
+            "aliases": self.aliases,
+            "created_at": self.created_at,
+        }
 
 
 def id_of_domain(database: Database, name: str) -> int:
@@ -20,6 +61,20 @@ def id_of_domain(database: Database, name: str) -> int:
         shown = readable_domain(name)
         raise Failure(f"{shown} is not one of our domains; add it with `mailgate domain add {shown}`")
     return int(found[0])
+
+
+optional_domain = click.argument("domain", metavar="[DOMAIN]", required=False, type=domain_argument)
+
+
+def rows_within(invocation: Invocation, query: str, domain: str | None) -> list[Row]:
+    """The rows of that query, or only those of the domain that was typed.
+
+    @raises Failure: it is not ours.
+    """
+    with invocation.database() as database:
+        if domain is not None:
+            id_of_domain(database, domain)
+        return database.rows(query, domain=domain)
 
 
 def _separator_argument(value: str) -> str:
@@ -62,48 +117,21 @@ def add(invocation: Invocation, name: str, catch_all: Address | None, plus_separ
 
 
 @domain.command("list")
-@click.option("--json", "as_json", is_flag=True, help="Print an array of objects.")
+@json_option
 @pass_invocation
 def list_(invocation: Invocation, as_json: bool) -> None:
     """Show every domain."""
     with invocation.database() as database:
-        rows = database.rows("list_domains")
-    if as_json:
-        print_json(
-            {
-                "domain": readable_domain(name),
-                "a_form": name,
-                "enabled": is_enabled,
-                "catch_all": None if catch_all is None else readable_address(catch_all),
-                "plus_separator": plus_separator,
-                "mailboxes": mailboxes,
-                "aliases": aliases,
-                "created_at": created_at,
-            }
-            for name, is_enabled, catch_all, plus_separator, mailboxes, aliases, created_at in rows
-        )
-        return
-    if not rows:
-        click.echo("no domains yet; add one with `mailgate domain add DOMAIN`", err=True)
-        return
-    Table(
+        domains = [Domain(*row) for row in database.rows("list_domains")]
+    columns = (
         Column("DOMAIN"),
         Column("STATE"),
         Column("MAILBOXES", is_number=True),
         Column("ALIASES", is_number=True),
         Column("PLUS"),
         Column("CATCH-ALL"),
-    ).print(
-        (
-            readable_domain(name),
-            "enabled" if is_enabled else "disabled",
-            str(mailboxes),
-            str(aliases),
-            plus_separator or "off",
-            "" if catch_all is None else readable_address(catch_all),
-        )
-        for name, is_enabled, catch_all, plus_separator, mailboxes, aliases, _ in rows
     )
+    print_list(domains, columns, as_json=as_json, note="no domains yet; add one with `mailgate domain add DOMAIN`")
 
 
 @domain.command("set")

@@ -22,7 +22,7 @@ from mailgate.auth.dmarc import evaluate
 from mailgate.auth.results import DmarcResult
 from mailgate.auth.signing_key import KEY_TYPES, KeyFault, keys_in
 from mailgate.cli.database import Failure, Invocation, pass_invocation
-from mailgate.cli.output import Column, Table, print_json, print_note
+from mailgate.cli.output import Column, Table, json_option, print_json, print_note
 from mailgate.config import server_address
 from mailgate.dns.answer import Answer, Answers, Outcome, Question, RecordType
 from mailgate.dns.settle import settle
@@ -314,7 +314,7 @@ def _server_option(_context: click.Context, _parameter: click.Parameter, value: 
 @click.argument("kind", type=click.Choice(KINDS))
 @click.argument("names", metavar="NAME", nargs=-1, required=True)
 @click.option("--server", metavar="ADDRESS", callback=_server_option, help="Ask this server, and leave config aside.")
-@click.option("--json", "as_json", is_flag=True, help="Print an array of objects.")
+@json_option
 @pass_invocation
 def lookup(
     invocation: Invocation, kind: str, names: tuple[str, ...], server: tuple[str, int] | None, as_json: bool

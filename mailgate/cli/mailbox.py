@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
 
 import click
 
-from mailgate.cli.address import address_argument, domain_argument, readable, readable_address
+from mailgate.cli.address import address_argument, readable, readable_address
 from mailgate.cli.database import Database, Failure, Invocation, pass_invocation
-from mailgate.cli.domain import id_of_domain
-from mailgate.cli.output import Column, Table, count, print_json, print_note, size
+from mailgate.cli.domain import id_of_domain, optional_domain, rows_within
+from mailgate.cli.output import Column, count, json_option, print_list, print_note, size
 from mailgate.cli.quantity import size_argument
 from mailgate.envelope import Address
 
@@ -24,6 +26,28 @@ class Mailbox:
     quota_octets: int | None
     messages: int
     octets: int
+    created_at: datetime
+
+    def cells(self) -> tuple[str, ...]:
+        """What a table shows of it."""
+        return (
+            self.address,
+            "enabled" if self.is_enabled else "disabled",
+            f"{self.messages:,}",
+            size(self.octets),
+            "none" if self.quota_octets is None else size(self.quota_octets),
+        )
+
+    def record(self) -> dict[str, Any]:
+        """What JSON says of it."""
+        return {
+            "address": self.address,
+            "enabled": self.is_enabled,
+            "quota_octets": self.quota_octets,
+            "messages": self.messages,
+            "octets": self.octets,
+            "created_at": self.created_at,
+        }
 
 
 def mailbox_at(database: Database, address: Address) -> Mailbox:
@@ -79,47 +103,24 @@ def add(invocation: Invocation, address: Address, quota_octets: int | None) -> N
 
 
 @mailbox.command("list")
-@click.argument("domain", metavar="[DOMAIN]", required=False, type=domain_argument)
-@click.option("--json", "as_json", is_flag=True, help="Print an array of objects.")
+@optional_domain
+@json_option
 @pass_invocation
 def list_(invocation: Invocation, domain: str | None, as_json: bool) -> None:
     """Show every mailbox, or those of one DOMAIN."""
-    with invocation.database() as database:
-        if domain is not None:
-            id_of_domain(database, domain)
-        rows = database.rows("list_mailboxes", domain=domain)
-    if as_json:
-        print_json(
-            {
-                "address": readable(local_part, name),
-                "enabled": is_enabled,
-                "quota_octets": quota_octets,
-                "messages": messages,
-                "octets": octets,
-                "created_at": created_at,
-            }
-            for _, local_part, name, is_enabled, quota_octets, messages, octets, created_at in rows
-        )
-        return
-    if not rows:
-        click.echo("no mailboxes yet; add one with `mailgate mailbox add ADDRESS`", err=True)
-        return
-    Table(
+    mailboxes = [
+        Mailbox(id_, readable(local_part, name), *state)
+        for id_, local_part, name, *state in rows_within(invocation, "list_mailboxes", domain)
+    ]
+    columns = (
         Column("ADDRESS"),
         Column("STATE"),
         Column("MESSAGES", is_number=True),
         Column("SIZE", is_number=True),
         Column("QUOTA", is_number=True),
-    ).print(
-        (
-            readable(local_part, name),
-            "enabled" if is_enabled else "disabled",
-            f"{messages:,}",
-            size(octets),
-            "none" if quota_octets is None else size(quota_octets),
-        )
-        for _, local_part, name, is_enabled, quota_octets, messages, octets, _ in rows
     )
+    note = "no mailboxes yet; add one with `mailgate mailbox add ADDRESS`"
+    print_list(mailboxes, columns, as_json=as_json, note=note)
 
 
 @mailbox.command("set")

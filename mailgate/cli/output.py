@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Protocol
 
 import click
 from rich.cells import cell_len, set_cell_size
@@ -125,6 +125,29 @@ def _json_value(value: object) -> object:
     if isinstance(value, datetime):
         return value.isoformat()
     raise TypeError(f"no JSON for {type(value).__name__}")
+
+
+class Listed(Protocol):
+    """What a list of a command has."""
+
+    def cells(self) -> Sequence[str]:
+        """What a table shows of it."""
+
+    def record(self) -> dict[str, Any]:
+        """What JSON says of it."""
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print an array of objects.")
+
+
+def print_list(items: Sequence[Listed], columns: Iterable[Column], *, as_json: bool, note: str) -> None:
+    """Print a list as JSON or as a table; people are told by `note` why it is empty."""
+    if as_json:
+        print_json(item.record() for item in items)
+    elif items:
+        Table(*columns).print(item.cells() for item in items)
+    else:
+        print_note(note)
 
 
 def print_fields(fields: Iterable[tuple[str, str]]) -> None:

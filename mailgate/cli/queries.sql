@@ -46,7 +46,7 @@ WHERE %(domain)s IS NULL OR d.name = %(domain)s
 ORDER BY d.name, m.local_part;
 
 -- find_mailbox: one mailbox by its address
-SELECT m.id, m.is_enabled, m.quota_octets, coalesce(u.messages, 0), coalesce(u.octets, 0)
+SELECT m.id, m.is_enabled, m.quota_octets, coalesce(u.messages, 0), coalesce(u.octets, 0), m.created_at
 FROM mailbox m
 JOIN domain d ON d.id = m.domain_id
 LEFT JOIN mailbox_usage u ON u.mailbox_id = m.id
