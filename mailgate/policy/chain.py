@@ -67,6 +67,7 @@ _T = TypeVar("_T")
 DEFAULT_DEADLINE_SECONDS = 30.0
 BLOCKING_SECONDS = 0.1
 
+_VERDICTS = (Continue, Accept, Reject, Defer, Quarantine, Discard)
 _UNDECIDED = Defer(reply(451, "4.3.0", "A check could not be completed; try again later"))
 _CONTINUE = Continue()
 _GO_ON = Decision(_CONTINUE)
@@ -175,6 +176,8 @@ class Chain:
                 continue
             answer = self._ask_one(member, request)
             asked.append((member, answer))
+            if type(answer) is Continue:
+                continue
             if isinstance(answer, Deferred):
                 waits = True
             elif not waits and not member.domains:
@@ -190,6 +193,8 @@ class Chain:
         except _FAILURES:
             answer = self._failed(member, request)
         self._note_blocking(member, request, began)
+        if type(answer) is Continue and type(answer.notes) is tuple:  # nearly every answer, and sound
+            return answer
         if not inspect.isawaitable(answer):
             return self._checked(answer, member, request)
         return Deferred.fromCoroutine(self._awaited(member, request, answer))
@@ -281,7 +286,7 @@ class Chain:
         return deciding
 
     def _checked(self, answer: object, member: Member, request: Request) -> Verdict:
-        if isinstance(answer, Continue | Accept | Reject | Defer | Quarantine | Discard) and _is_sound(answer):
+        if isinstance(answer, _VERDICTS) and _is_sound(answer):
             return answer
         _log.error(
             "policy {policy} answered {answer!r}, which is no verdict, at {stage} in session {session}",
