@@ -23,6 +23,7 @@ from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, assert_never
 
 from OpenSSL import SSL
+from twisted.internet import tcp
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IAddress, IHandshakeListener, IPushProducer
 from twisted.internet.protocol import Protocol as TwistedProtocol
@@ -399,7 +400,26 @@ class MailConnection(smtp.ESMTP):
     def _flush(self, session: Session) -> None:
         output = session.take_output()
         if output and not self._is_gone:
-            self.transport.write(output)
+            self._write(output)
+
+    def _write(self, octets: bytes) -> None:
+        """Send what the kernel takes now, and leave the rest to the transport.
+
+        A transport waits until the reactor says that it may write, and that costs a reply three more system calls than
+        it needs. Only where nothing waits in the transport, and nothing stands between it and the socket.
+        """
+        transport = self.transport
+        if type(transport) is tcp.Server and not (
+            transport.TLS or transport.dataBuffer or transport._tempDataBuffer or transport.disconnecting
+        ):
+            try:
+                sent = transport.socket.send(octets)
+            except OSError:  # no room, or no connection: the transport finds out which
+                sent = 0
+            if sent == len(octets):
+                return
+            octets = octets[sent:]
+        transport.write(octets)
 
     def _report(self, session: Session) -> None:
         factory = self.factory
