@@ -13,20 +13,19 @@ from typing import TYPE_CHECKING
 from twisted.internet.defer import Deferred
 from zope.interface import implementer
 
-from mailgate.auth.arc import ArcChain, ArcOptions, read, verify
+from mailgate.auth.arc import ArcOptions, read, verify
 from mailgate.auth.author import author_domain, authors_of
 from mailgate.auth.forwarder import trusted_forwarder
 from mailgate.auth.results import ArcResult, AuthorFault, TrustedForwarder
-from mailgate.dns.settle import Resolver, settle
 from mailgate.interfaces import IPolicy
-from mailgate.policy.body_hashing import hash_body
+from mailgate.policy.body_hashing import settle_with_body
 from mailgate.policy.stage import Request, Stage
 from mailgate.policy.verdict import Continue, Verdict
 
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IReactorTime
 
-    from mailgate.auth.canonical import BodyHashes
+    from mailgate.dns.settle import Resolver
     from mailgate.message import MessageContent
 
 _CONTINUE = Continue()
@@ -53,21 +52,16 @@ class ArcPolicy:
         chain = read(content, self.options)
         if chain.settled is not None:
             return Continue((chain.settled,))
-        hashes = hash_body(content, chain.forms, self._clock)
-        if isinstance(hashes, Deferred):
-            return Deferred.fromCoroutine(self._decide_later(content, chain, hashes))
-        result = self._verify(chain, hashes)
+        result = settle_with_body(
+            content,
+            chain.forms,
+            lambda answers, now, hashes: verify(chain, answers, self.options, now, hashes),
+            self._resolver,
+            self._clock,
+        )
         if isinstance(result, Deferred):
             return result.addCallback(self._verdict, content)
         return self._verdict(result, content)
-
-    async def _decide_later(self, content: MessageContent, chain: ArcChain, hashing: Deferred[BodyHashes]) -> Verdict:
-        result = self._verify(chain, await hashing)
-        return self._verdict(await result if isinstance(result, Deferred) else result, content)
-
-    def _verify(self, chain: ArcChain, hashes: BodyHashes) -> ArcResult | Deferred[ArcResult]:
-        now = self._clock.seconds()
-        return settle(lambda answers: verify(chain, answers, self.options, now, hashes), self._resolver)
 
     def _verdict(self, result: ArcResult, content: MessageContent) -> Verdict:
         forwarder = self._forwarder(result, content)

@@ -9,18 +9,43 @@ Standards: none; what is hashed is `mailgate.auth.canonical`.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Generator, Iterable
+from typing import TYPE_CHECKING, TypeVar
 
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 
 from mailgate.auth.canonical import STEP_OCTETS, BodyForm, BodyHashes, body_hashes, body_hashes_in_steps
+from mailgate.dns.settle import Resolver, settle
 
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IReactorTime
 
+    from mailgate.dns.answer import Answers
     from mailgate.message import MessageContent
+
+_T = TypeVar("_T")
+
+
+def settle_with_body(
+    content: MessageContent,
+    forms: Iterable[BodyForm],
+    verify: Callable[[Answers, float, BodyHashes], _T],
+    resolver: Resolver,
+    clock: IReactorTime,
+) -> _T | Deferred[_T]:
+    """What `verify` comes to, given answers, the time and the hashes; at once where nobody has to be waited for."""
+
+    def settled(hashes: BodyHashes) -> _T | Deferred[_T]:
+        now = clock.seconds()
+        return settle(lambda answers: verify(answers, now, hashes), resolver)
+
+    async def settled_later(hashing: Deferred[BodyHashes]) -> _T:
+        result = settled(await hashing)
+        return await result if isinstance(result, Deferred) else result
+
+    hashes = hash_body(content, forms, clock)
+    return Deferred.fromCoroutine(settled_later(hashes)) if isinstance(hashes, Deferred) else settled(hashes)
 
 
 def hash_body(

@@ -13,18 +13,16 @@ from typing import TYPE_CHECKING
 from twisted.internet.defer import Deferred
 from zope.interface import implementer
 
-from mailgate.auth.dkim import DkimOptions, SignedMessage, read, verify
-from mailgate.dns.settle import Resolver, settle
+from mailgate.auth.dkim import DkimOptions, read, verify
 from mailgate.interfaces import IPolicy
-from mailgate.policy.body_hashing import hash_body
+from mailgate.policy.body_hashing import settle_with_body
 from mailgate.policy.stage import Request, Stage
 from mailgate.policy.verdict import Continue, Verdict
 
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IReactorTime
 
-    from mailgate.auth.canonical import BodyHashes
-    from mailgate.auth.results import DkimResult
+    from mailgate.dns.settle import Resolver
 
 _CONTINUE = Continue()
 
@@ -50,18 +48,11 @@ class DkimPolicy:
         message = read(content, self.options)
         if not message.candidates:
             return Continue(message.settled)
-        hashes = hash_body(content, message.forms, self._clock)
-        if isinstance(hashes, Deferred):
-            return Deferred.fromCoroutine(self._decide_later(message, hashes))
-        results = self._verify(message, hashes)
+        results = settle_with_body(
+            content,
+            message.forms,
+            lambda answers, now, hashes: verify(message, answers, self.options, now, hashes),
+            self._resolver,
+            self._clock,
+        )
         return results.addCallback(Continue) if isinstance(results, Deferred) else Continue(results)
-
-    async def _decide_later(self, message: SignedMessage, hashing: Deferred[BodyHashes]) -> Verdict:
-        results = self._verify(message, await hashing)
-        return Continue(await results if isinstance(results, Deferred) else results)
-
-    def _verify(
-        self, message: SignedMessage, hashes: BodyHashes
-    ) -> tuple[DkimResult, ...] | Deferred[tuple[DkimResult, ...]]:
-        now = self._clock.seconds()
-        return settle(lambda answers: verify(message, answers, self.options, now, hashes), self._resolver)
