@@ -63,24 +63,12 @@ if TYPE_CHECKING:
     from twisted.python.failure import Failure
 
     from mailgate.config import Listener
-    from mailgate.policy.stage import Request
-    from mailgate.policy.verdict import Decision
 
 _DATABASE_PATIENCE_SECONDS = 10.0  # between two lines that say that the database does not answer
 
 
 class StartFailed(Exception):
     """The service can't start, and waiting won't help; the message is for people."""
-
-
-class _ChangingChain:
-    """The chain that is in force: a reload puts another in its place, for the next decision of every session."""
-
-    def __init__(self, chain: Chain) -> None:
-        self.chain = chain
-
-    def decide(self, request: Request) -> Decision | Deferred[Decision]:
-        return self.chain.decide(request)
 
 
 class MailgateService(MultiService):
@@ -121,7 +109,6 @@ class MailgateService(MultiService):
             trusts_ad=dns.trusts_ad,
         )
         self._threads: PolicyThreads | None = None
-        self._chain: _ChangingChain | None = None
         self._limits_policy = LimitsPolicy(_node_limits(config), self._usage)
         self._tls: TlsContexts | None = None
         self._factories: dict[str, MailFactory] = {}
@@ -148,11 +135,11 @@ class MailgateService(MultiService):
         await self._bootstrap()
         assert self._directory is not None  # noqa: S101  # made by _open_database
         try:
-            self._chain = _ChangingChain(self._make_chain(config))
+            chain = self._make_chain(config)
         except ValueError as error:
             raise StartFailed(f"the policies can't be chained: {error}") from error
         for listener in config.listeners:
-            self._factories[listener.name] = self._factory(listener, ids)
+            self._factories[listener.name] = self._factory(listener, chain, ids)
         await self._listen()
         self._notifier.watchdog().setServiceParent(self)  # type: ignore[no-untyped-call]  # Twisted's has no types
         self._announce()
@@ -225,13 +212,13 @@ class MailgateService(MultiService):
             else:
                 return
 
-    def _factory(self, listener: Listener, ids: IdGenerator) -> MailFactory:
-        assert self._writer and self._journal and self._chain  # noqa: S101  # made by _open_database and _start
+    def _factory(self, listener: Listener, chain: Chain, ids: IdGenerator) -> MailFactory:
+        assert self._writer and self._journal  # noqa: S101  # made by _open_database
         return MailFactory(
             name=listener.name,
             role=listener.role,
             rules=_rules(self._config, listener),
-            chain=self._chain,
+            chain=chain,
             writer=self._writer,
             journal=self._journal,
             ids=ids,
@@ -419,14 +406,14 @@ class MailgateService(MultiService):
             self._log.warn("{key} has changed: only a restart applies it", key=key)
         if tls is not None and self._tls is not None:
             self._tls.adopt(tls)
-        if self._chain is not None:
-            self._chain.chain = chain
+        for factory in self._factories.values():
+            factory.chain = chain
         self._resolver.use_servers(config.dns.servers)
         self._limits_policy.limits = _node_limits(config)
         for listener in config.listeners:
-            factory = self._factories.get(listener.name)
-            if factory is not None:
-                factory.rules = _rules(config, listener, settings=factory.rules.settings)
+            known = self._factories.get(listener.name)
+            if known is not None:
+                known.rules = _rules(config, listener, settings=known.rules.settings)
         self._reloaded("Configuration reloaded")
 
     def _reloaded(self, status: str) -> None:
