@@ -326,18 +326,23 @@ class MailConnection(smtp.ESMTP):
         if not self._is_gone:
             self.transport.abortConnection()
 
+    @property
+    def _asking(self) -> Session:
+        """The session, in an answer to it."""
+        session = self._session
+        assert session is not None  # noqa: S101  # it asked
+        return session
+
     def _undecided(self, failure: Failure) -> None:
         """We have given the decision up because the client is gone, or a policy has done so itself."""
         failure.trap(CancelledError)
-        session = self._session
-        assert session is not None  # noqa: S101  # it asked
+        session = self._asking
         if not self._is_gone:
             self._log.error("a decision was given up in session {session}", session=encode_id(session.view.id))
             session.decided(_UNDECIDED)
 
     def _stored(self, stored: Stored) -> None:
-        session = self._session
-        assert session is not None  # noqa: S101  # it asked
+        session = self._asking
         if stored.is_resend:
             self._log.info(
                 "session {session} sent transaction {transaction} again",
@@ -347,8 +352,7 @@ class MailConnection(smtp.ESMTP):
         session.stored(stored.transaction_id)
 
     def _not_stored(self, failure: Failure) -> None:
-        session = self._session
-        assert session is not None  # noqa: S101  # it asked
+        session = self._asking
         if failure.check(StorageUnavailable) is None:
             self._log.failure(
                 "storing failed in session {session}", failure=failure, session=encode_id(session.view.id)
@@ -373,8 +377,7 @@ class MailConnection(smtp.ESMTP):
             self._auth_answered(answer)
 
     def _auth_answered(self, answer: object) -> None:
-        session = self._session
-        assert session is not None  # noqa: S101  # it asked
+        session = self._asking
         if isinstance(answer, bytes):
             session.auth_challenge(answer)
             return
@@ -388,8 +391,7 @@ class MailConnection(smtp.ESMTP):
             session.auth_refused(_AUTH_UNAVAILABLE)
 
     def _auth_failed(self, failure: Failure) -> None:
-        session = self._session
-        assert session is not None  # noqa: S101  # it asked
+        session = self._asking
         self._exchange = None
         if failure.check(CancelledError) is None:
             self._log.failure("authentication failed to work", failure=failure, session=encode_id(session.view.id))
