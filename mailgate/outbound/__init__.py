@@ -1,0 +1,1 @@
+"""Delivery to other hosts: the queue's runner, routes, connections, notifications."""
