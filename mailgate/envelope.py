@@ -3,13 +3,15 @@
 Values only. Parsing lives in `mailgate.smtp.grammar`; what becomes of a recipient is decided by policies.
 
 Standards: RFC 5321 sections 2.3.11 and 4.1.2 (Mailbox, Reverse-path, Forward-path), RFC 6531 (UTF-8 addresses),
-RFC 3461 (DSN parameters), RFC 1870 (SIZE), RFC 6152 (BODY).
+RFC 3461 (DSN parameters), RFC 1870 (SIZE), RFC 6152 (BODY), RFC 8689 (REQUIRETLS), RFC 4865 (HOLDFOR, HOLDUNTIL),
+RFC 2852 (BY).
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from typing import Literal
 
 _ATEXT = r"[^\x00-\x20()<>\[\]:;@\\,.\"\x7f]"
 _DOT_STRING = re.compile(rf"{_ATEXT}++(?:\.{_ATEXT}{_ATEXT}*+)*+")
@@ -44,6 +46,11 @@ class MailParameters:
     ret: str | None = None  # "FULL" or "HDRS" (RFC 3461 section 4.3)
     envid: str | None = None  # decoded from xtext (RFC 3461 section 4.4)
     auth: str | None = None  # decoded from xtext, "<>" included (RFC 4954 section 5)
+    requires_tls: bool = False  # REQUIRETLS (RFC 8689)
+    hold_until: float | None = None  # seconds since the epoch: HOLDUNTIL, or HOLDFOR from MAIL on (RFC 4865)
+    deliver_by: float | None = None  # seconds since the epoch: BY from MAIL on (RFC 2852)
+    deliver_by_mode: Literal["", "N", "R"] = ""  # what is due then: a notice, or the end; "" without BY
+    deliver_by_trace: bool = False  # BY asks for a notice from every host that passes it on
 
 
 @dataclass(frozen=True, slots=True)
