@@ -1,7 +1,8 @@
 -- mailgate's schema, version 1.
 --
--- The directory (who is ours), the mail (one copy of a message, a delivery for each mailbox), the record (what every
--- session and transaction said and heard), and what makes acceptance exactly once. `mailgate db migrate` applies this
+-- The directory (who is ours), the accounts (who may send), the mail (one copy of a message, a delivery for each mailbox,
+-- a queue row for each recipient elsewhere), the record (what every session, transaction and attempt said and heard), what
+-- delivery knows of other hosts, reports, and what makes acceptance exactly once. `mailgate db migrate` applies this
 -- to an empty database; migrations/ carries older ones up to it.
 --
 -- Columns are described by COMMENT ON, so that a person in psql reads them too; indexes by the query they serve.
@@ -127,6 +128,113 @@ COMMENT ON COLUMN alias.local_part IS 'Before the at-sign, case-folded.';
 COMMENT ON COLUMN alias.target IS 'An address, ours or elsewhere.';
 COMMENT ON COLUMN alias.created_at IS 'When it was added.';
 
+-- ---------------------------------------------------------------- accounts
+--
+-- An account is a mailbox with a credential: its name is the mailbox's address.
+
+CREATE TABLE secret (
+    name text PRIMARY KEY,
+    octets bytea NOT NULL,
+    created_at timestamptz NOT NULL DEFAULT now()
+);
+COMMENT ON TABLE secret IS 'What all nodes share and nobody else may know; made by the first node that needs it.';
+COMMENT ON COLUMN secret.name IS 'What it is for: "srs" signs rewritten reverse-paths, "scram-salt" gives each account its salt.';
+COMMENT ON COLUMN secret.octets IS 'Random.';
+COMMENT ON COLUMN secret.created_at IS 'When it was made.';
+
+CREATE TABLE credential (
+    id integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    mailbox_id integer NOT NULL REFERENCES mailbox ON DELETE CASCADE,
+    name text NOT NULL,
+    argon2 text NOT NULL,
+    scram_sha256 text NOT NULL,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    last_used_at timestamptz,
+    last_used_from inet,
+    UNIQUE (mailbox_id, name)  -- finds the passwords of an account
+);
+COMMENT ON TABLE credential IS 'The passwords of an account: one of its own, and app passwords.';
+COMMENT ON COLUMN credential.id IS 'Never used twice.';
+COMMENT ON COLUMN credential.mailbox_id IS 'The account.';
+COMMENT ON COLUMN credential.name IS '"" for the account''s own password, else the app password''s name.';
+COMMENT ON COLUMN credential.argon2 IS 'Argon2id in PHC string format (RFC 9106).';
+COMMENT ON COLUMN credential.scram_sha256 IS 'The SCRAM verifier (RFC 5802 section 3): "SCRAM-SHA-256$<iterations>:<salt>$<StoredKey>:<ServerKey>", each in base64.';
+COMMENT ON COLUMN credential.created_at IS 'When the password was set.';
+COMMENT ON COLUMN credential.last_used_at IS 'When somebody last authenticated with it; exact to some minutes.';
+COMMENT ON COLUMN credential.last_used_from IS 'The client''s address then.';
+
+CREATE TABLE ban (
+    id integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    kind text NOT NULL CHECK (kind IN ('network', 'account')),
+    subject text NOT NULL,
+    failures integer NOT NULL DEFAULT 0,
+    counted_since timestamptz NOT NULL DEFAULT now(),
+    banned_until timestamptz,
+    reason text,
+    UNIQUE (kind, subject)  -- finds what counts against a client or an account
+);
+COMMENT ON TABLE ban IS 'Failed authentication, counted for all nodes, and who may not try for a while.';
+COMMENT ON COLUMN ban.id IS 'Never used twice.';
+COMMENT ON COLUMN ban.kind IS 'network: clients of a network. account: one account, whoever tries.';
+COMMENT ON COLUMN ban.subject IS '"192.0.2.7/32", "2001:db8::/64" or "alice@example.test".';
+COMMENT ON COLUMN ban.failures IS 'Failures since counted_since.';
+COMMENT ON COLUMN ban.counted_since IS 'When counting began anew.';
+COMMENT ON COLUMN ban.banned_until IS 'Until when nobody is let in; NULL: not banned.';
+COMMENT ON COLUMN ban.reason IS 'Why, in words; NULL where failures are the reason.';
+CREATE INDEX ban_banned_until ON ban (banned_until) WHERE banned_until IS NOT NULL;
+COMMENT ON INDEX ban_banned_until IS 'Who is banned now?';
+
+CREATE TABLE send_grant (
+    mailbox_id integer NOT NULL REFERENCES mailbox ON DELETE CASCADE,
+    address text NOT NULL,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (mailbox_id, address)  -- finds what an account may send as
+);
+COMMENT ON TABLE send_grant IS 'Addresses that an account may send as beside its own and its aliases.';
+COMMENT ON COLUMN send_grant.mailbox_id IS 'The account.';
+COMMENT ON COLUMN send_grant.address IS 'An address, case-folded, or "@example.test" for all of a domain.';
+COMMENT ON COLUMN send_grant.created_at IS 'When it was given.';
+
+CREATE TABLE sending_usage (
+    mailbox_id integer NOT NULL REFERENCES mailbox ON DELETE CASCADE,
+    day date NOT NULL,
+    messages integer NOT NULL DEFAULT 0,
+    recipients integer NOT NULL DEFAULT 0,
+    PRIMARY KEY (mailbox_id, day)  -- finds what an account has used of its day
+);
+COMMENT ON TABLE sending_usage IS 'How much an account has sent on a day, for all nodes.';
+COMMENT ON COLUMN sending_usage.mailbox_id IS 'The account.';
+COMMENT ON COLUMN sending_usage.day IS 'The day in UTC.';
+COMMENT ON COLUMN sending_usage.messages IS 'Messages accepted from it.';
+COMMENT ON COLUMN sending_usage.recipients IS 'Their accepted recipients.';
+
+CREATE TABLE dkim_key (
+    id integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    domain text NOT NULL,
+    selector text NOT NULL,
+    algorithm text NOT NULL CHECK (algorithm IN ('rsa', 'ed25519')),
+    state text NOT NULL DEFAULT 'pending' CHECK (state IN ('pending', 'active', 'retired')),
+    sealed_key bytea NOT NULL,
+    master_key_id text NOT NULL,
+    public_key text NOT NULL,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    activated_at timestamptz,
+    retired_at timestamptz,
+    UNIQUE (domain, selector)  -- a selector is one key
+);
+COMMENT ON TABLE dkim_key IS 'The keys that mail of a domain is signed with.';
+COMMENT ON COLUMN dkim_key.id IS 'Never used twice.';
+COMMENT ON COLUMN dkim_key.domain IS 'A-form, lower case: d= of its signatures.';
+COMMENT ON COLUMN dkim_key.selector IS 's= of its signatures.';
+COMMENT ON COLUMN dkim_key.algorithm IS 'rsa or ed25519.';
+COMMENT ON COLUMN dkim_key.state IS 'pending: made, waits for its DNS record. active: signs. retired: signs no longer; its record stays until mail that it signed has arrived.';
+COMMENT ON COLUMN dkim_key.sealed_key IS 'The private key (PKCS #8, DER), encrypted with the master key.';
+COMMENT ON COLUMN dkim_key.master_key_id IS 'Which master key: the first 16 hexadecimal digits of its SHA-256.';
+COMMENT ON COLUMN dkim_key.public_key IS 'p= of its DNS record.';
+COMMENT ON COLUMN dkim_key.created_at IS 'When it was made.';
+COMMENT ON COLUMN dkim_key.activated_at IS 'Since when it signs; NULL: it does not yet.';
+COMMENT ON COLUMN dkim_key.retired_at IS 'Since when it does not any more; NULL: it does, or has not begun.';
+
 -- ---------------------------------------------------------------- mail
 
 CREATE TABLE message (
@@ -206,16 +314,135 @@ CREATE TABLE queue (
     message_id bigint NOT NULL REFERENCES message,
     recipient text NOT NULL,
     recipient_position integer NOT NULL,
-    created_at timestamptz NOT NULL
-);
-COMMENT ON TABLE queue IS 'Mail that aliases lead elsewhere, kept for sending.';
+    domain text NOT NULL,
+    reverse_path text NOT NULL,
+    sender text NOT NULL,
+    notify text[],
+    orcpt text,
+    ret text,
+    envid text,
+    is_eight_bit boolean NOT NULL DEFAULT false,
+    is_smtputf8 boolean NOT NULL DEFAULT false,
+    requires_tls boolean NOT NULL DEFAULT false,
+    tls_is_optional boolean NOT NULL DEFAULT false,
+    deliver_by timestamptz,
+    deliver_by_mode text CHECK (deliver_by_mode IN ('N', 'R')),
+    created_at timestamptz NOT NULL,
+    due_at timestamptz NOT NULL,
+    is_held boolean NOT NULL DEFAULT false,
+    leased_by integer,
+    leased_until timestamptz,
+    attempts integer NOT NULL DEFAULT 0,
+    delay_noticed_at timestamptz,
+    last_attempt_at timestamptz,
+    last_reply text
+) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 1000);
+COMMENT ON TABLE queue IS 'Mail for elsewhere: a row for each recipient that is still to be served. It is written with the message, and goes when the next host has taken it over or it has failed.';
 COMMENT ON COLUMN queue.id IS 'Grows with time.';
 COMMENT ON COLUMN queue.message_id IS 'The message.';
 COMMENT ON COLUMN queue.recipient IS 'The address elsewhere.';
 COMMENT ON COLUMN queue.recipient_position IS 'recipient.position of the forward-path that led there.';
+COMMENT ON COLUMN queue.domain IS 'Its domain in A-form and lower case, or an address literal in brackets.';
+COMMENT ON COLUMN queue.reverse_path IS 'As it is sent out: rewritten where an alias forwards; "" for the null path.';
+COMMENT ON COLUMN queue.sender IS 'Who shares the queue fairly: the account, "alias:" and the forward-path for forwards, "mailgate" for our own notices.';
+COMMENT ON COLUMN queue.notify IS 'The NOTIFY parameter to act on (RFC 3461 section 4.1); NULL where it was not given.';
+COMMENT ON COLUMN queue.orcpt IS 'The ORCPT parameter, decoded; NULL where it was not given.';
+COMMENT ON COLUMN queue.ret IS 'The RET parameter: FULL or HDRS; NULL where it was not given.';
+COMMENT ON COLUMN queue.envid IS 'The ENVID parameter, decoded; NULL where it was not given.';
+COMMENT ON COLUMN queue.is_eight_bit IS 'Whether its body has octets over 127.';
+COMMENT ON COLUMN queue.is_smtputf8 IS 'Whether it needs SMTPUTF8 (RFC 6531).';
+COMMENT ON COLUMN queue.requires_tls IS 'REQUIRETLS was asked (RFC 8689).';
+COMMENT ON COLUMN queue.tls_is_optional IS '"TLS-Required: No" was asked (RFC 8689 section 5).';
+COMMENT ON COLUMN queue.deliver_by IS 'By when it is to be delivered (RFC 2852); NULL where nothing was asked.';
+COMMENT ON COLUMN queue.deliver_by_mode IS 'N: tell when it is late. R: give it up then.';
 COMMENT ON COLUMN queue.created_at IS 'When the message was accepted.';
+COMMENT ON COLUMN queue.due_at IS 'When the next attempt is due.';
+COMMENT ON COLUMN queue.is_held IS 'True: an operator has stopped it.';
+COMMENT ON COLUMN queue.leased_by IS 'The instance that is at it; NULL: none.';
+COMMENT ON COLUMN queue.leased_until IS 'Until when that instance may be; then another takes it over.';
+COMMENT ON COLUMN queue.attempts IS 'How many attempts were made.';
+COMMENT ON COLUMN queue.delay_noticed_at IS 'When its sender was told that it is delayed; NULL: not.';
+COMMENT ON COLUMN queue.last_attempt_at IS 'When the last attempt ended.';
+COMMENT ON COLUMN queue.last_reply IS 'What the last attempt came to, as one line.';
 CREATE INDEX queue_message ON queue (message_id);
 COMMENT ON INDEX queue_message IS 'Does this message still wait to be sent?';
+CREATE INDEX queue_due ON queue (sender, due_at) WHERE NOT is_held;
+COMMENT ON INDEX queue_due IS 'Which senders have mail that is due, and which is it?';
+CREATE INDEX queue_domain ON queue (domain, due_at);
+COMMENT ON INDEX queue_domain IS 'What waits for a destination?';
+
+CREATE TABLE destination (
+    name text PRIMARY KEY,
+    is_paused boolean NOT NULL DEFAULT false,
+    backed_off_until timestamptz,
+    failures integer NOT NULL DEFAULT 0,
+    reason text,
+    changed_at timestamptz NOT NULL DEFAULT now()
+);
+COMMENT ON TABLE destination IS 'Destinations that are left alone: paused by an operator, or backed off because they are in trouble. All nodes heed it.';
+COMMENT ON COLUMN destination.name IS 'A domain as in queue.domain.';
+COMMENT ON COLUMN destination.is_paused IS 'Whether an operator has paused it.';
+COMMENT ON COLUMN destination.backed_off_until IS 'Until when nothing is tried; NULL: it is well.';
+COMMENT ON COLUMN destination.failures IS 'How often in a row it was in trouble.';
+COMMENT ON COLUMN destination.reason IS 'The last trouble, or the operator''s words.';
+COMMENT ON COLUMN destination.changed_at IS 'When this last changed.';
+
+CREATE TABLE suppression (
+    address text PRIMARY KEY,
+    failures integer NOT NULL DEFAULT 1,
+    suppressed_until timestamptz,
+    last_reply text NOT NULL,
+    last_failed_at timestamptz NOT NULL
+);
+COMMENT ON TABLE suppression IS 'Addresses elsewhere that failed for good, and are refused for a while where configuration says so.';
+COMMENT ON COLUMN suppression.address IS 'The address, its domain in A-form and lower case.';
+COMMENT ON COLUMN suppression.failures IS 'How often it failed for good in a row.';
+COMMENT ON COLUMN suppression.suppressed_until IS 'Until when it is refused; NULL: it is only counted.';
+COMMENT ON COLUMN suppression.last_reply IS 'Why it failed last.';
+COMMENT ON COLUMN suppression.last_failed_at IS 'When it failed last.';
+
+CREATE TABLE mta_sts_policy (
+    domain text PRIMARY KEY,
+    policy_id text NOT NULL,
+    mode text NOT NULL CHECK (mode IN ('enforce', 'testing', 'none')),
+    mx text[] NOT NULL,
+    policy_text text NOT NULL,
+    fetched_at timestamptz NOT NULL,
+    expires_at timestamptz NOT NULL
+);
+COMMENT ON TABLE mta_sts_policy IS 'MTA-STS policies as fetched (RFC 8461).';
+COMMENT ON COLUMN mta_sts_policy.domain IS 'The policy domain, A-form.';
+COMMENT ON COLUMN mta_sts_policy.policy_id IS 'id= of the TXT record it was fetched for.';
+COMMENT ON COLUMN mta_sts_policy.mode IS 'enforce, testing or none.';
+COMMENT ON COLUMN mta_sts_policy.mx IS 'The names that may be MX hosts, "*.example.test" included.';
+COMMENT ON COLUMN mta_sts_policy.policy_text IS 'The policy as fetched.';
+COMMENT ON COLUMN mta_sts_policy.fetched_at IS 'When it was fetched.';
+COMMENT ON COLUMN mta_sts_policy.expires_at IS 'fetched_at and max_age.';
+
+CREATE TABLE tls_result (
+    day date NOT NULL,
+    policy_domain text NOT NULL,
+    policy_type text NOT NULL CHECK (policy_type IN ('tlsa', 'sts', 'no-policy-found')),
+    policy text NOT NULL,
+    mx_host text NOT NULL,
+    result_type text NOT NULL,
+    sending_address text NOT NULL,
+    receiving_address text NOT NULL,
+    sessions bigint NOT NULL,
+    reason text NOT NULL DEFAULT '',
+    PRIMARY KEY (day, policy_domain, policy_type, policy, mx_host, result_type, sending_address, receiving_address, reason)
+);
+COMMENT ON TABLE tls_result IS 'How TLS with other hosts went, counted for reports (RFC 8460).';
+COMMENT ON COLUMN tls_result.day IS 'The day in UTC.';
+COMMENT ON COLUMN tls_result.policy_domain IS 'The domain whose policy applied: the recipient''s.';
+COMMENT ON COLUMN tls_result.policy_type IS 'tlsa: DANE. sts: MTA-STS. no-policy-found: neither (RFC 8460 section 4.2).';
+COMMENT ON COLUMN tls_result.policy IS 'The policy as text: TLSA records or the lines of the MTA-STS policy; "" where there was none.';
+COMMENT ON COLUMN tls_result.mx_host IS 'The host.';
+COMMENT ON COLUMN tls_result.result_type IS '"" for success, else a result type of RFC 8460 section 4.3.';
+COMMENT ON COLUMN tls_result.sending_address IS 'Our address; "" for successes.';
+COMMENT ON COLUMN tls_result.receiving_address IS 'The host''s address; "" for successes.';
+COMMENT ON COLUMN tls_result.sessions IS 'How many.';
+COMMENT ON COLUMN tls_result.reason IS 'failure-reason-code: more words; "" where there are none.';
 
 CREATE FUNCTION message_octets(id bigint) RETURNS bytea LANGUAGE sql STABLE STRICT PARALLEL SAFE
 RETURN (
@@ -374,6 +601,50 @@ COMMENT ON COLUMN recipient.reason IS 'Why that disposition, in words for us; NU
 CREATE INDEX recipient_refused ON recipient (transaction_id) WHERE NOT is_accepted;
 COMMENT ON INDEX recipient_refused IS 'The newest refusals since a time.';
 
+CREATE TABLE attempt (
+    transaction_id bigint NOT NULL,
+    queue_id bigint NOT NULL,
+    recipient text NOT NULL,
+    attempted_at timestamptz NOT NULL,
+    duration_seconds real NOT NULL,
+    node text NOT NULL,
+    result text NOT NULL CHECK (result IN ('delivered', 'deferred', 'failed', 'expired')),
+    status text NOT NULL,
+    reply text NOT NULL,
+    is_remote boolean NOT NULL,
+    is_ambiguous boolean NOT NULL DEFAULT false,
+    host text,
+    address text,
+    port integer,
+    tls_version text,
+    tls_cipher text,
+    tls_is_verified boolean,
+    tls_source text
+) PARTITION BY RANGE (transaction_id);
+CREATE TABLE attempt_default PARTITION OF attempt DEFAULT;
+COMMENT ON TABLE attempt IS 'Every attempt to serve a recipient elsewhere, and what came of it.';
+COMMENT ON TABLE attempt_default IS 'Attempts for whose month no partition was made in time; empty as a rule.';
+COMMENT ON COLUMN attempt.transaction_id IS 'The message, by the transaction that brought it.';
+COMMENT ON COLUMN attempt.queue_id IS 'queue.id, which may be gone.';
+COMMENT ON COLUMN attempt.recipient IS 'The address.';
+COMMENT ON COLUMN attempt.attempted_at IS 'When it began.';
+COMMENT ON COLUMN attempt.duration_seconds IS 'How long it took.';
+COMMENT ON COLUMN attempt.node IS 'The node that made it.';
+COMMENT ON COLUMN attempt.result IS 'delivered: the host has taken it over. deferred: to be tried again. failed: for good. expired: given up.';
+COMMENT ON COLUMN attempt.status IS 'The status code (RFC 3463).';
+COMMENT ON COLUMN attempt.reply IS 'The host''s reply as one line, or our words.';
+COMMENT ON COLUMN attempt.is_remote IS 'Whether the host said that.';
+COMMENT ON COLUMN attempt.is_ambiguous IS 'Whether the connection was lost behind the final dot, so that the host may have it all the same.';
+COMMENT ON COLUMN attempt.host IS 'The host''s name; NULL where none was reached.';
+COMMENT ON COLUMN attempt.address IS 'Its address.';
+COMMENT ON COLUMN attempt.port IS 'Its port.';
+COMMENT ON COLUMN attempt.tls_version IS 'NULL: in plain text.';
+COMMENT ON COLUMN attempt.tls_cipher IS 'As OpenSSL names it.';
+COMMENT ON COLUMN attempt.tls_is_verified IS 'Whether the host''s certificate was matched.';
+COMMENT ON COLUMN attempt.tls_source IS 'Who asked for TLS: default, config, dane, mta-sts or requiretls.';
+CREATE INDEX attempt_transaction ON attempt (transaction_id, attempted_at);
+COMMENT ON INDEX attempt_transaction IS 'What was tried for this message?';
+
 CREATE TABLE dns_answer (
     digest bigint PRIMARY KEY,  -- finds what a result names
     name text NOT NULL,
@@ -438,7 +709,7 @@ BEGIN
         starts := date_trunc('month', since AT TIME ZONE 'UTC') + make_interval(months => ahead);
         first_id := mailgate.id_at(starts AT TIME ZONE 'UTC');
         end_id := mailgate.id_at((starts + interval '1 month') AT TIME ZONE 'UTC');
-        FOREACH parent IN ARRAY ARRAY['session', 'transaction', 'recipient'] LOOP
+        FOREACH parent IN ARRAY ARRAY['session', 'transaction', 'recipient', 'attempt'] LOOP
             child := parent || to_char(starts, '_YYYY_MM');
             CONTINUE WHEN to_regclass(format('mailgate.%I', child)) IS NOT NULL;
             -- Attached rather than made as a partition: that leaves those who write to other partitions alone. What the
@@ -448,7 +719,7 @@ BEGIN
                            format('The rows of %s from %s.', parent, to_char(starts, 'FMMonth YYYY')));
             EXECUTE format('WITH moved AS (DELETE FROM mailgate.%1$I WHERE %2$I >= %3$s AND %2$I < %4$s RETURNING *)'
                            ' INSERT INTO mailgate.%5$I SELECT * FROM moved',
-                           parent || '_default', CASE parent WHEN 'recipient' THEN 'transaction_id' ELSE 'id' END,
+                           parent || '_default', CASE WHEN parent IN ('recipient', 'attempt') THEN 'transaction_id' ELSE 'id' END,
                            first_id, end_id, child);
             EXECUTE format('ALTER TABLE mailgate.%I ATTACH PARTITION mailgate.%I FOR VALUES FROM (%s) TO (%s)',
                            parent, child, first_id, end_id);
@@ -468,7 +739,7 @@ BEGIN
         FROM pg_inherits i
         JOIN pg_class c ON c.oid = i.inhrelid
         WHERE i.inhparent IN ('mailgate.session'::regclass, 'mailgate.transaction'::regclass,
-                              'mailgate.recipient'::regclass)
+                              'mailgate.recipient'::regclass, 'mailgate.attempt'::regclass)
           AND c.relname ~ '_\d{4}_\d{2}$'
           AND to_date(right(c.relname, 7), 'YYYY_MM') + interval '1 month' <= before AT TIME ZONE 'UTC'
         ORDER BY 1
@@ -479,11 +750,124 @@ BEGIN
     DELETE FROM mailgate.session_default WHERE id < mailgate.id_at(before);
     DELETE FROM mailgate.transaction_default WHERE id < mailgate.id_at(before);
     DELETE FROM mailgate.recipient_default WHERE transaction_id < mailgate.id_at(before);
+    DELETE FROM mailgate.attempt_default WHERE transaction_id < mailgate.id_at(before);
 END
 $$;
 COMMENT ON FUNCTION drop_partitions(timestamptz) IS 'Drops the partitions of the record that end before that time; gives their names.';
 
 SELECT create_partitions(now(), 2);
+
+-- ---------------------------------------------------------------- reports
+
+CREATE TABLE report_sent (
+    kind text NOT NULL CHECK (kind IN ('dmarc', 'tls')),
+    domain text NOT NULL,
+    day date NOT NULL,
+    report_id text NOT NULL,
+    recipients text[] NOT NULL,
+    made_at timestamptz NOT NULL DEFAULT now(),
+    message_id bigint,
+    PRIMARY KEY (kind, domain, day)  -- one a domain and day, whatever the nodes do
+);
+COMMENT ON TABLE report_sent IS 'The reports that we have made.';
+COMMENT ON COLUMN report_sent.kind IS 'dmarc: RFC 9990. tls: RFC 8460.';
+COMMENT ON COLUMN report_sent.domain IS 'The domain that it is about.';
+COMMENT ON COLUMN report_sent.day IS 'The day in UTC that it is about.';
+COMMENT ON COLUMN report_sent.report_id IS 'Its id.';
+COMMENT ON COLUMN report_sent.recipients IS 'Where it was sent; empty: nobody could be told, and it is not tried again.';
+COMMENT ON COLUMN report_sent.made_at IS 'When it was made.';
+COMMENT ON COLUMN report_sent.message_id IS 'The message that carried it.';
+
+CREATE TABLE report_cursor (
+    name text PRIMARY KEY,
+    message_id bigint NOT NULL
+);
+COMMENT ON TABLE report_cursor IS 'How far the search for reports among accepted messages has come.';
+COMMENT ON COLUMN report_cursor.name IS 'What is searched for.';
+COMMENT ON COLUMN report_cursor.message_id IS 'The last message that was looked at.';
+
+CREATE TABLE dmarc_report (
+    id integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    organization text NOT NULL,
+    report_id text NOT NULL,
+    domain text NOT NULL,
+    contact text NOT NULL,
+    begins_at timestamptz NOT NULL,
+    ends_at timestamptz NOT NULL,
+    policy jsonb NOT NULL,
+    message_id bigint,
+    received_at timestamptz NOT NULL,
+    UNIQUE (organization, report_id)  -- the same report is kept once
+);
+COMMENT ON TABLE dmarc_report IS 'DMARC aggregate reports about our domains that reached us.';
+COMMENT ON COLUMN dmarc_report.id IS 'Never used twice.';
+COMMENT ON COLUMN dmarc_report.organization IS 'org_name: who reports.';
+COMMENT ON COLUMN dmarc_report.report_id IS 'The reporter''s id of it.';
+COMMENT ON COLUMN dmarc_report.domain IS 'policy_published.domain: the domain of ours.';
+COMMENT ON COLUMN dmarc_report.contact IS 'The reporter''s address.';
+COMMENT ON COLUMN dmarc_report.begins_at IS 'The beginning of its time.';
+COMMENT ON COLUMN dmarc_report.ends_at IS 'The end of its time.';
+COMMENT ON COLUMN dmarc_report.policy IS 'policy_published, by its element names.';
+COMMENT ON COLUMN dmarc_report.message_id IS 'The message that brought it, which may have been removed.';
+COMMENT ON COLUMN dmarc_report.received_at IS 'When that came.';
+CREATE INDEX dmarc_report_domain ON dmarc_report (domain, ends_at);
+COMMENT ON INDEX dmarc_report_domain IS 'What was reported about a domain lately?';
+
+CREATE TABLE dmarc_report_row (
+    dmarc_report_id integer NOT NULL REFERENCES dmarc_report ON DELETE CASCADE,
+    position integer NOT NULL,
+    source inet NOT NULL,
+    messages bigint NOT NULL,
+    disposition text NOT NULL,
+    dkim text NOT NULL,
+    spf text NOT NULL,
+    reasons text[] NOT NULL,
+    header_from text NOT NULL,
+    envelope_from text,
+    envelope_to text,
+    results jsonb NOT NULL,
+    PRIMARY KEY (dmarc_report_id, position)  -- the rows of a report
+);
+COMMENT ON TABLE dmarc_report_row IS 'What a report says of one source.';
+COMMENT ON COLUMN dmarc_report_row.dmarc_report_id IS 'The report.';
+COMMENT ON COLUMN dmarc_report_row.position IS '0, 1, 2 and so on.';
+COMMENT ON COLUMN dmarc_report_row.source IS 'source_ip.';
+COMMENT ON COLUMN dmarc_report_row.messages IS 'count.';
+COMMENT ON COLUMN dmarc_report_row.disposition IS 'none, quarantine, reject or pass.';
+COMMENT ON COLUMN dmarc_report_row.dkim IS 'Whether DKIM passed aligned: pass or fail.';
+COMMENT ON COLUMN dmarc_report_row.spf IS 'Whether SPF passed aligned: pass or fail.';
+COMMENT ON COLUMN dmarc_report_row.reasons IS 'Why the disposition is not the policy''s: types and comments.';
+COMMENT ON COLUMN dmarc_report_row.header_from IS 'The author''s domain.';
+COMMENT ON COLUMN dmarc_report_row.envelope_from IS 'The reverse-path''s domain; NULL where it is not told.';
+COMMENT ON COLUMN dmarc_report_row.envelope_to IS 'The recipient''s domain; NULL where it is not told.';
+COMMENT ON COLUMN dmarc_report_row.results IS 'auth_results: an array of objects by its element names.';
+
+CREATE TABLE tls_report (
+    id integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    organization text NOT NULL,
+    report_id text NOT NULL,
+    domain text NOT NULL,
+    begins_at timestamptz NOT NULL,
+    ends_at timestamptz NOT NULL,
+    successes bigint NOT NULL,
+    failures bigint NOT NULL,
+    policies jsonb NOT NULL,
+    message_id bigint,
+    received_at timestamptz NOT NULL,
+    UNIQUE (organization, report_id, domain)  -- the same report is kept once
+);
+COMMENT ON TABLE tls_report IS 'TLS reports about our domains that reached us (RFC 8460).';
+COMMENT ON COLUMN tls_report.id IS 'Never used twice.';
+COMMENT ON COLUMN tls_report.organization IS 'organization-name: who reports.';
+COMMENT ON COLUMN tls_report.report_id IS 'The reporter''s id of it.';
+COMMENT ON COLUMN tls_report.domain IS 'policy-domain: the domain of ours.';
+COMMENT ON COLUMN tls_report.begins_at IS 'The beginning of its time.';
+COMMENT ON COLUMN tls_report.ends_at IS 'The end of its time.';
+COMMENT ON COLUMN tls_report.successes IS 'Sessions that went well.';
+COMMENT ON COLUMN tls_report.failures IS 'Sessions that did not.';
+COMMENT ON COLUMN tls_report.policies IS 'The policies of that domain as reported.';
+COMMENT ON COLUMN tls_report.message_id IS 'The message that brought it, which may have been removed.';
+COMMENT ON COLUMN tls_report.received_at IS 'When that came.';
 
 -- ---------------------------------------------------------------- exactly once
 
@@ -751,8 +1135,10 @@ BEGIN
     FROM taken CROSS JOIN announced;
 
     IF q_message <> '{}' THEN
-        INSERT INTO mailgate.queue (message_id, recipient, recipient_position, created_at)
-        SELECT n.message_id, n.recipient, n.position, to_timestamp(n.received_at)
+        INSERT INTO mailgate.queue (message_id, recipient, recipient_position, domain, reverse_path, sender, created_at,
+                                    due_at)
+        SELECT n.message_id, n.recipient, n.position, (mailgate.split_address(n.recipient)).domain_name, '', '',
+               to_timestamp(n.received_at), to_timestamp(n.received_at)
         FROM unnest(q_message, q_recipient, q_position, q_received_at) AS n (message_id, recipient, position, received_at)
         WHERE n.message_id <> ALL (skipped);
     END IF;

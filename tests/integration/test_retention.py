@@ -68,8 +68,8 @@ class RetentionTests(WritingTestCase):
             (self.bob, shared),
         )
         self.query(
-            "INSERT INTO queue (message_id, recipient, recipient_position, created_at)"
-            " VALUES (%s, 'd@elsewhere.test', 0, now())",
+            "INSERT INTO queue (message_id, recipient, recipient_position, domain, reverse_path, sender, created_at, due_at)"
+            " VALUES (%s, 'd@elsewhere.test', 0, 'elsewhere.test', '', '', now(), now())",
             (queued,),
         )
         self.age(queued, 40)
