@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from mailgate.config import USUAL_POLICIES, Config, load_config
+from mailgate.config_sending import RouteTable
 from mailgate.policy.plugin import providers
 from mailgate.toml import ListOf, NamedTables, Reader, Table, entries
 from tests.support.certificates import Authority
@@ -55,6 +56,7 @@ def keys_of(kind: type[Any], prefix: str = "") -> dict[str, Any]:  # Any: a data
 
 KEYS = keys_of(Config)
 del KEYS["policy"]  # whose keys are those of the policies that are installed
+del KEYS["route"]  # of which there is none in the file
 
 
 def test_the_certificate_table_is_known_to_this_test() -> None:
@@ -111,7 +113,7 @@ def test_every_key_with_a_unit_has_it_in_its_name() -> None:
     """Seconds, octets, days and bits can't be mistaken."""
     for key, entry in KEYS.items():
         if entry.kind.__class__.__name__ == "Number":
-            assert key.endswith("seconds")
+            assert key.endswith(("seconds", "per_second"))
         if getattr(entry.kind, "what", "") == "a number of octets":
             assert key.endswith("octets")
 
@@ -172,6 +174,12 @@ def test_every_key_of_any_policy_is_documented() -> None:
     assert tuple(rows) == common
     shown = re.findall(r"(?m)^#   ([a-z]+) = ", (ETC / "mailgate.toml").read_text())
     assert tuple(shown) == common
+
+
+def test_every_key_of_a_route_is_documented() -> None:
+    """In the comment that shows one."""
+    shown = re.findall(r"^#   ([a-z_]+) = ", (ETC / "mailgate.toml").read_text().partition("[[route]]")[2], re.MULTILINE)
+    assert shown == [entry.key for entry in entries(RouteTable)]
 
 
 def test_the_quickstart_needs_nothing_but_loopback() -> None:
