@@ -7,8 +7,9 @@ A line is looked at in time linear in its length. Nearly all MAIL and RCPT comma
 match it goes through the whole grammar, with the same result where both apply.
 
 Standards: RFC 5321 section 4.1 (commands), RFC 1870 (SIZE), RFC 3030 (BDAT), RFC 3207 (STARTTLS), RFC 3461 (DSN
-parameters), RFC 4954 (AUTH), RFC 6152 (BODY), RFC 6531 (SMTPUTF8), RFC 6533 (utf-8 ORCPT), RFC 2034 and RFC 3463
-(enhanced status codes).
+parameters), RFC 4954 (AUTH), RFC 6152 (BODY), RFC 6531 (SMTPUTF8), RFC 6533 (utf-8 ORCPT), RFC 8689 (REQUIRETLS),
+RFC 4865 with erratum 2040 (HOLDFOR, HOLDUNTIL), RFC 2852 (BY), RFC 3339 (date-time), RFC 2034 and RFC 3463 (enhanced
+status codes).
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from __future__ import annotations
 import binascii
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from typing import Literal
 
 from mailgate.envelope import (
     NO_MAIL_PARAMETERS,
@@ -63,10 +66,24 @@ class Helo:
 
 @dataclass(frozen=True, slots=True)
 class Mail:
-    """MAIL FROM."""
+    """MAIL FROM. Times that count from the command on are kept apart: a line does not say when it came."""
 
     reverse_path: ReversePath
     is_internationalized: bool = False  # something in the command is not ASCII: SMTPUTF8 must be among the parameters
+    hold_for_seconds: int | None = None  # HOLDFOR
+    deliver_by_seconds: int | None = None  # BY; below zero where the time has passed already
+
+    def path_at(self, now: float) -> ReversePath:
+        """The reverse-path with all times absolute, given when the command came."""
+        path = self.reverse_path
+        if self.hold_for_seconds is None and self.deliver_by_seconds is None:
+            return path
+        parameters = path.parameters
+        if self.hold_for_seconds is not None:
+            parameters = replace(parameters, hold_until=now + self.hold_for_seconds)
+        if self.deliver_by_seconds is not None:
+            parameters = replace(parameters, deliver_by=now + self.deliver_by_seconds)
+        return replace(path, parameters=parameters)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,8 +172,9 @@ _BAD_BDAT = reply(501, "5.5.4", "Syntax: BDAT size [LAST]")
 _BAD_AUTH = reply(501, "5.5.4", "Syntax: AUTH mechanism [initial-response]")
 _BAD_BASE64 = reply(501, "5.5.2", "Syntax error: the initial response is not valid base64")
 _BAD_PARAMETER = reply(501, "5.5.4", "Syntax error: parameters are KEYWORD or KEYWORD=value, with spaces between them")
+_HELD_TWICE = reply(501, "5.5.4", "Syntax error: HOLDFOR and HOLDUNTIL exclude each other")
 _PARAMETER_TWICE = reply(501, "5.5.4", "Syntax error: a parameter was given twice")
-_UNKNOWN_MAIL_PARAMETER = reply(555, "5.5.4", "MAIL FROM parameter not recognized or not implemented")
+UNKNOWN_MAIL_PARAMETER = reply(555, "5.5.4", "MAIL FROM parameter not recognized or not implemented")
 _UNKNOWN_RCPT_PARAMETER = reply(555, "5.5.4", "RCPT TO parameter not recognized or not implemented")
 
 # Words that RFC 5321 or its forerunners know and that are not done here: 502 rather than 500 (section 4.2.4).
@@ -264,8 +282,8 @@ def _parse_mail(argument: str) -> Mail:
         address, end = parse_path(argument, start.end())
     except GrammarError as error:
         raise CommandError(reply(501, "5.1.7", f"Bad sender address syntax: {error}")) from error
-    parameters = _mail_parameters(_parse_parameters(argument, end))
-    return Mail(ReversePath(address, parameters), not argument.isascii())
+    parameters, hold_for_seconds, deliver_by_seconds = _mail_parameters(_parse_parameters(argument, end))
+    return Mail(ReversePath(address, parameters), not argument.isascii(), hold_for_seconds, deliver_by_seconds)
 
 
 #   rcpt = "RCPT TO:" ( "<Postmaster@" Domain ">" / "<Postmaster>" / Forward-path ) [SP Rcpt-parameters] CRLF
@@ -320,15 +338,19 @@ def _parse_parameters(argument: str, start: int) -> list[tuple[str, str | None]]
     return found
 
 
-def _mail_parameters(given: list[tuple[str, str | None]]) -> MailParameters:
+def _mail_parameters(given: list[tuple[str, str | None]]) -> tuple[MailParameters, int | None, int | None]:
+    """The parameters, and the seconds of HOLDFOR and of BY."""
     if not given:
-        return NO_MAIL_PARAMETERS
+        return NO_MAIL_PARAMETERS, None, None
     size_octets: int | None = None
     body: str | None = None
-    smtputf8 = False
+    smtputf8 = requires_tls = False
     ret: str | None = None
     envid: str | None = None
     auth: str | None = None
+    hold_for_seconds: int | None = None
+    hold_until: float | None = None
+    by: _By | None = None
     for keyword, value in given:
         match keyword:
             case "SIZE":
@@ -336,18 +358,39 @@ def _mail_parameters(given: list[tuple[str, str | None]]) -> MailParameters:
             case "BODY":
                 body = _one_of(keyword, value, "7BIT", "8BITMIME")
             case "SMTPUTF8":
-                if value is not None:
-                    raise _bad_value(keyword)
-                smtputf8 = True
+                smtputf8 = _present(keyword, value)
             case "RET":
                 ret = _one_of(keyword, value, "FULL", "HDRS")
             case "ENVID":
                 envid = _envid(value)
             case "AUTH":
                 auth = _submitter(value)
+            case "REQUIRETLS":
+                requires_tls = _present(keyword, value)
+            case "HOLDFOR":
+                hold_for_seconds = _hold_for(value)
+            case "HOLDUNTIL":
+                hold_until = _hold_until(value)
+            case "BY":
+                by = _by(value)
             case _:
-                raise CommandError(_UNKNOWN_MAIL_PARAMETER)
-    return MailParameters(size_octets, body, smtputf8, ret, envid, auth)
+                raise CommandError(UNKNOWN_MAIL_PARAMETER)
+    if hold_for_seconds is not None and hold_until is not None:
+        raise CommandError(_HELD_TWICE)
+    parameters = MailParameters(
+        size_octets,
+        body,
+        smtputf8,
+        ret,
+        envid,
+        auth,
+        requires_tls,
+        hold_until,
+        None,
+        by.mode if by is not None else "",
+        by is not None and by.asks_for_trace,
+    )
+    return parameters, hold_for_seconds, by.seconds if by is not None else None
 
 
 def _rcpt_parameters(given: list[tuple[str, str | None]]) -> RcptParameters:
@@ -368,6 +411,13 @@ def _rcpt_parameters(given: list[tuple[str, str | None]]) -> RcptParameters:
 
 def _bad_value(keyword: str) -> CommandError:
     return CommandError(reply(501, "5.5.4", f"Syntax error in the value of the parameter {keyword}"))
+
+
+def _present(keyword: str, value: str | None) -> bool:
+    """True for a parameter that takes no value."""
+    if value is not None:
+        raise _bad_value(keyword)
+    return True
 
 
 #   size-value = 1*20DIGIT
@@ -411,6 +461,70 @@ def _submitter(value: str | None) -> str:
     except GrammarError as error:
         raise _bad_value("AUTH") from error
     return submitter
+
+
+#   future-release-interval  = future-release-integer
+#   future-release-integer   = %x31-39 *8DIGIT
+#   future-release-date-time = date-time                   ; RFC 3339 section 5.6, by erratum 2040
+_INTERVAL = re.compile(r"[1-9][0-9]{0,8}")
+_DATE_TIME = re.compile(
+    r"([0-9]{4})-([0-9]{2})-([0-9]{2})[Tt]([0-9]{2}):([0-9]{2}):([0-9]{2})(?:\.[0-9]{1,9})?"
+    r"(?:[Zz]|([+\-])([0-9]{2}):([0-9]{2}))"
+)
+
+
+def _hold_for(value: str | None) -> int:
+    if value is None or not _INTERVAL.fullmatch(value):
+        raise _bad_value("HOLDFOR")
+    return int(value)
+
+
+def _hold_until(value: str | None) -> float:
+    """Seconds since the epoch. A fraction of a second is left out; a leap second is the one after it."""
+    match = _DATE_TIME.fullmatch(value) if value is not None else None
+    if match is None:
+        raise _bad_value("HOLDUNTIL")
+    year, month, day, hour, minute, second = map(int, match.groups()[:6])
+    sign, offset_hours, offset_minutes = match.groups()[6:]
+    try:
+        moment = datetime(year, month, day, hour, minute, min(second, 59), tzinfo=UTC)
+    except ValueError as error:
+        raise _bad_value("HOLDUNTIL") from error
+    if second > 60 or (sign is not None and (int(offset_hours) > 23 or int(offset_minutes) > 59)):
+        raise _bad_value("HOLDUNTIL")
+    seconds = moment.timestamp() + (second == 60)
+    if sign is None:
+        return seconds
+    offset = timedelta(hours=int(offset_hours), minutes=int(offset_minutes)).total_seconds()
+    return seconds - offset if sign == "+" else seconds + offset
+
+
+@dataclass(frozen=True, slots=True)
+class _By:
+    """The value of BY."""
+
+    seconds: int
+    mode: Literal["N", "R"]
+    asks_for_trace: bool
+
+
+#   deliverby-param = "BY"
+#   deliverby-value = by-time ";" by-mode [by-trace]
+#   by-time         = ["-" / "+"] 1*9digit
+#   by-mode         = "N" / "R"
+#   by-trace        = "T"
+_BY = re.compile(r"([+\-]?[0-9]{1,9});([NRnr])([Tt]?)")
+
+
+def _by(value: str | None) -> _By:
+    """RFC 2852 section 4: what is to be returned when the time is over needs time that is not."""
+    match = _BY.fullmatch(value) if value is not None else None
+    if match is None:
+        raise _bad_value("BY")
+    seconds, mode = int(match[1]), match[2].upper()
+    if mode == "R" and seconds <= 0:
+        raise _bad_value("BY")
+    return _By(seconds, "R" if mode == "R" else "N", bool(match[3]))
 
 
 _NOTIFY_WORDS = frozenset({"SUCCESS", "FAILURE", "DELAY"})

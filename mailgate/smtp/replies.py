@@ -44,6 +44,8 @@ AUTH_MALFORMED = reply(501, "5.5.2", "That is not base64")
 AUTHENTICATED = reply(235, "2.7.0", "Authenticated")
 LINE_TOO_LONG = reply(500, "5.5.2", "Line too long")
 BARE_LF = reply(500, "5.5.2", "A line ends in CRLF (RFC 5321 section 2.3.8); closing")
+HELD_IN_THE_PAST = reply(554, "5.5.4", "HOLDUNTIL names a time that has passed")
+HELD_BEYOND_ITS_TIME = reply(554, "5.5.4", "The message would be held for longer than BY gives it")
 UTF8_NOT_ASKED = reply(553, "5.6.7", "That address needs SMTPUTF8 in MAIL")
 TOO_MANY_RECIPIENTS = reply(452, "4.5.3", "Too many recipients; send the rest in another transaction")
 TOO_MANY_TRANSACTIONS = reply(421, "4.7.0", "Too many transactions in this session; connect again")
@@ -68,6 +70,16 @@ FAULTS = {
 def accepted(transaction_id: int) -> Reply:
     """The message is ours, under that id."""
     return Reply(250, "2.0.0", (f"Accepted as {encode_id(transaction_id)}",))
+
+
+def held_too_long(seconds: int) -> Reply:
+    """HOLDFOR or HOLDUNTIL is over the bound that EHLO told of (RFC 4865 section 3)."""
+    return Reply(554, "5.5.4", (f"A message is held for at most {seconds} seconds",))
+
+
+def too_little_time(seconds: int) -> Reply:
+    """BY leaves less than the bound that EHLO told of (RFC 2852 section 4)."""
+    return Reply(555, "5.5.4", (f"A message has at least {seconds} seconds to be delivered in",))
 
 
 def too_large(octets: int) -> Reply:

@@ -23,7 +23,8 @@ RFC 3207 lets a server go on after it has dropped input that was pipelined behin
 no honest client sends such input.
 
 Standards: RFC 5321; RFC 1870 (SIZE), 2034 and 3463 (status codes), 2920 (PIPELINING), 3030 (CHUNKING), 3207 (STARTTLS),
-3461 (DSN), 4954 (AUTH), 6152 (8BITMIME), 6531 (SMTPUTF8), 9422 (LIMITS).
+3461 (DSN), 4954 (AUTH), 6152 (8BITMIME), 6531 (SMTPUTF8), 9422 (LIMITS), 8689 (REQUIRETLS), 4865 (FUTURERELEASE),
+2852 (DELIVERBY).
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ import binascii
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from enum import Enum
 from functools import partial
 from typing import TYPE_CHECKING, assert_never
@@ -52,6 +54,7 @@ from mailgate.policy.verdict import Accept, Continue, Decision, Defer, Discard, 
 from mailgate.smtp import replies
 from mailgate.smtp.actions import Action, Authenticate, Close, Decide, StartTls, Store, Yield
 from mailgate.smtp.command import (
+    UNKNOWN_MAIL_PARAMETER,
     Auth,
     Bdat,
     Command,
@@ -79,7 +82,7 @@ from mailgate.smtp.transaction import Transaction
 from mailgate.storage.records import Disposition, IncomingMessage, SessionRecord, TransactionRecord
 
 if TYPE_CHECKING:
-    from mailgate.envelope import ForwardPath
+    from mailgate.envelope import ForwardPath, MailParameters
     from mailgate.ids import IdGenerator
 
 _AUTH_LINE_OCTETS = 12288  # RFC 4954 section 4: base64 lines
@@ -115,6 +118,9 @@ class Settings:
     requires_tls: bool = False  # MAIL is refused in plain text (530 5.7.0)
     accepts_unauthenticated: bool = True
     mechanisms: Callable[[SessionView], tuple[str, ...]] = lambda _session: ()
+    offers_requiretls: bool = False  # inside TLS (RFC 8689 section 2)
+    longest_hold_seconds: int = 0  # of FUTURERELEASE; 0: not offered
+    shortest_delivery_seconds: int = 0  # of DELIVERBY, as long as BY has to give at least; 0: not offered
 
 
 class State(Enum):
@@ -574,6 +580,13 @@ class Session:
             "DSN",
             f"LIMITS RCPTMAX={limits.recipients} MAILMAX={limits.transactions}",
         ]
+        if settings.offers_requiretls and self.view.tls is not None:
+            lines.append("REQUIRETLS")
+        if settings.longest_hold_seconds:
+            latest = datetime.fromtimestamp(int(self._time()) + settings.longest_hold_seconds, UTC)
+            lines.append(f"FUTURERELEASE {settings.longest_hold_seconds} {latest:%Y-%m-%dT%H:%M:%SZ}")
+        if settings.shortest_delivery_seconds:
+            lines.append(f"DELIVERBY {settings.shortest_delivery_seconds}")
         if settings.offers_starttls and self.view.tls is None:
             lines.append("STARTTLS")
         mechanisms = settings.mechanisms(self.view) if self.view.authenticated is None else ()
@@ -593,10 +606,14 @@ class Session:
             return self._go_on(replies.TLS_REQUIRED)
         if not self._settings.accepts_unauthenticated and self.view.authenticated is None:
             return self._go_on(replies.AUTH_REQUIRED)
+        if not self._has_offered(parameters, command):
+            return self._go_on(UNKNOWN_MAIL_PARAMETER)
         if self._transactions >= limits.transactions:
             return self._end(replies.TOO_MANY_TRANSACTIONS, Ending.LIMIT)
         self._transactions += 1
-        self._transaction = Transaction(self._ids.next(), self._time(), command)
+        now = self._time()
+        path = command.path_at(now)
+        self._transaction = Transaction(self._ids.next(), now, path)
         self._transaction.notes = self._notes
         if self._fate is not None:
             self._transaction.meets(self._fate)
@@ -605,7 +622,39 @@ class Session:
             return self._refuse_mail(replies.UTF8_NOT_ASKED)
         if parameters.size_octets is not None and parameters.size_octets > limits.message_octets:
             return self._refuse_mail(replies.too_large(limits.message_octets))
+        late = self._wrong_time(path.parameters, now)
+        if late is not None:
+            return self._refuse_mail(late)
         return self._ask(Stage.MAIL, self._mail_decided)
+
+    def _has_offered(self, parameters: MailParameters, command: Mail) -> bool:
+        """Whether EHLO told, or would tell, of the extensions that these parameters need."""
+        settings = self._settings
+        return (
+            (not parameters.requires_tls or (settings.offers_requiretls and self.view.tls is not None))
+            and (
+                (parameters.hold_until is None and command.hold_for_seconds is None)
+                or settings.longest_hold_seconds > 0
+            )
+            and (not parameters.deliver_by_mode or settings.shortest_delivery_seconds > 0)
+        )
+
+    def _wrong_time(self, parameters: MailParameters, now: float) -> Reply | None:
+        """Why the message can't be held for so long, or be delivered by then; None if it can."""
+        settings = self._settings
+        held_until, due = parameters.hold_until, parameters.deliver_by
+        if held_until is not None:
+            if held_until <= now:
+                return replies.HELD_IN_THE_PAST
+            if held_until > now + settings.longest_hold_seconds:
+                return replies.held_too_long(settings.longest_hold_seconds)
+        if due is not None and parameters.deliver_by_mode == "R":
+            # With N nothing is lost: the notice comes as soon as may be.
+            if due < now + settings.shortest_delivery_seconds:
+                return replies.too_little_time(settings.shortest_delivery_seconds)
+            if held_until is not None and held_until >= due:
+                return replies.HELD_BEYOND_ITS_TIME
+        return None
 
     def _mail_decided(self, decision: Decision) -> None:
         self._take_note(decision)

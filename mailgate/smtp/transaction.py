@@ -13,10 +13,10 @@ from mailgate.policy.stage import TransactionView
 from mailgate.policy.verdict import Discard, Quarantine
 
 if TYPE_CHECKING:
+    from mailgate.envelope import ReversePath
     from mailgate.message import MessageContent
     from mailgate.policy.stage import RecipientView
     from mailgate.policy.verdict import Fate
-    from mailgate.smtp.command import Mail
     from mailgate.smtp.framing import ChunkFramer, DataFramer
 
 
@@ -36,10 +36,10 @@ class Transaction:
         "started_at",
     )
 
-    def __init__(self, identifier: int, started_at: float, mail: Mail) -> None:
+    def __init__(self, identifier: int, started_at: float, reverse_path: ReversePath) -> None:
         self.id = identifier
         self.started_at = started_at
-        self.reverse_path = mail.reverse_path
+        self.reverse_path = reverse_path
         self.recipients: list[RecipientView] = []
         self.accepted = 0
         self.notes: tuple[object, ...] = ()

@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
 from mailgate.ids import IdGenerator
@@ -137,6 +138,7 @@ def read_transcript(path: Path) -> Transcript:
 def _ehlo_reply(given: list[str]) -> bytes:
     """What EHLO is answered with, for transcripts that are about something else."""
     limits = {"message_octets": "26214400", "recipients": "1000", "transactions": "1000"}
+    offered: list[str] = []
     last = "STARTTLS" if "given offers STARTTLS" in given else ""
     for line in given:
         match line.split(" "):
@@ -144,6 +146,13 @@ def _ehlo_reply(given: list[str]) -> bytes:
                 limits[name] = value
             case ["given", "mechanisms", *names]:
                 last = f"AUTH {' '.join(names)}"
+            case ["given", "offers", "REQUIRETLS"] if "given TLS" in given:
+                offered.append("REQUIRETLS")
+            case ["given", "offers", "FUTURERELEASE", seconds]:
+                latest = datetime.fromtimestamp(NOW + int(seconds), UTC)
+                offered.append(f"FUTURERELEASE {seconds} {latest:%Y-%m-%dT%H:%M:%SZ}")
+            case ["given", "offers", "DELIVERBY", seconds]:
+                offered.append(f"DELIVERBY {seconds}")
     lines = [
         HOSTNAME,
         "PIPELINING",
@@ -154,6 +163,7 @@ def _ehlo_reply(given: list[str]) -> bytes:
         "ENHANCEDSTATUSCODES",
         "DSN",
         f"LIMITS RCPTMAX={limits['recipients']} MAILMAX={limits['transactions']}",
+        *offered,
         *([last] if last else []),
     ]
     text = "".join(f"250-{line}\r\n" for line in lines[:-1]) + f"250 {lines[-1]}\r\n"
@@ -343,7 +353,8 @@ class Player:
 def _world(given: list[str]) -> tuple[Settings, Tolerance, TlsState | None]:
     limits: dict[str, int] = {}
     tolerated: dict[str, bool] = {}
-    offers_starttls = requires_tls = mechanisms_need_tls = False
+    offers_starttls = requires_tls = mechanisms_need_tls = offers_requiretls = False
+    longest_hold_seconds = shortest_delivery_seconds = 0
     accepts_unauthenticated = True
     mechanisms: tuple[str, ...] = ()
     tls: TlsState | None = None
@@ -353,6 +364,12 @@ def _world(given: list[str]) -> tuple[Settings, Tolerance, TlsState | None]:
                 limits[name] = int(value)
             case ["offers", "STARTTLS"]:
                 offers_starttls = True
+            case ["offers", "REQUIRETLS"]:
+                offers_requiretls = True
+            case ["offers", "FUTURERELEASE", seconds]:
+                longest_hold_seconds = int(seconds)
+            case ["offers", "DELIVERBY", seconds]:
+                shortest_delivery_seconds = int(seconds)
             case ["requires", "TLS"]:
                 requires_tls = True
             case ["requires", "authentication"]:
@@ -376,6 +393,9 @@ def _world(given: list[str]) -> tuple[Settings, Tolerance, TlsState | None]:
         requires_tls,
         accepts_unauthenticated,
         lambda session: mechanisms if session.tls is not None or not mechanisms_need_tls else (),
+        offers_requiretls,
+        longest_hold_seconds,
+        shortest_delivery_seconds,
     )
     return settings, Tolerance(**tolerated), tls
 
@@ -524,6 +544,10 @@ def _parameters(message: IncomingMessage) -> str:
             ("ret", mail.ret),
             ("envid", mail.envid),
             ("auth", mail.auth),
+            ("requires_tls", mail.requires_tls or None),
+            ("held", None if mail.hold_until is None else f"{mail.hold_until - NOW:+g}"),
+            ("by", None if mail.deliver_by is None else f"{mail.deliver_by - NOW:+g};{mail.deliver_by_mode}"),
+            ("trace", mail.deliver_by_trace or None),
         )
         if value is not None
     ]

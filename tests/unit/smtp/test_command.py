@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import base64
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -39,6 +40,10 @@ CONTROLS = [bytes([octet]) for octet in (0, 1, 9, 10, 13, 27, 127)] + ["\x85".en
 
 def mail(address: Address | None, **parameters: object) -> Mail:
     return Mail(ReversePath(address, MailParameters(**parameters)))  # type: ignore[arg-type]  # a table's shorthand
+
+
+def by(seconds: int, **parameters: object) -> Mail:
+    return replace(mail(SMITH, **parameters), deliver_by_seconds=seconds)
 
 
 def rcpt(address: Address, **parameters: object) -> Rcpt:
@@ -144,6 +149,17 @@ UNDERSTOOD: list[tuple[bytes, Command]] = [
     (b"VRFY  <Smith@bar.com>", Vrfy("<Smith@bar.com>")),
     ("VRFY jörg SMTPUTF8".encode(), Vrfy("jörg SMTPUTF8")),
     (b"EXPN Example-People", Expn("Example-People")),
+    # RFC 8689 section 3, RFC 4865 section 4 with erratum 2040, RFC 2852 section 4.
+    (b"MAIL FROM:<Smith@bar.com> REQUIRETLS", mail(SMITH, requires_tls=True)),
+    (b"MAIL FROM:<Smith@bar.com> holdfor=1", Mail(ReversePath(SMITH), hold_for_seconds=1)),
+    (b"MAIL FROM:<Smith@bar.com> HOLDFOR=999999999", Mail(ReversePath(SMITH), hold_for_seconds=999_999_999)),
+    (b"MAIL FROM:<Smith@bar.com> HOLDUNTIL=1970-01-02T00:00:00Z", mail(SMITH, hold_until=86_400.0)),
+    (b"MAIL FROM:<Smith@bar.com> HOLDUNTIL=1970-01-02t01:00:00.25+01:00", mail(SMITH, hold_until=86_400.0)),
+    (b"MAIL FROM:<Smith@bar.com> HOLDUNTIL=1970-01-01T23:30:00-00:30", mail(SMITH, hold_until=86_400.0)),
+    (b"MAIL FROM:<Smith@bar.com> HOLDUNTIL=1970-01-01T23:59:60Z", mail(SMITH, hold_until=86_400.0)),
+    (b"MAIL FROM:<Smith@bar.com> BY=120;R", by(120, deliver_by_mode="R")),
+    (b"MAIL FROM:<Smith@bar.com> BY=+0;n", by(0, deliver_by_mode="N")),
+    (b"MAIL FROM:<Smith@bar.com> BY=-999999999;NT", by(-999_999_999, deliver_by_mode="N", deliver_by_trace=True)),
 ]
 
 
@@ -293,6 +309,25 @@ REFUSED: list[tuple[bytes, int, str]] = [
     (b"AUTH PLAIN dGVz*A==", 501, "5.5.2"),
     (b"AUTH PLAIN ====", 501, "5.5.2"),
     (b"AUTH PLAIN dA==dA==", 501, "5.5.2"),
+    (b"MAIL FROM:<a@b.test> REQUIRETLS=1", 501, "5.5.4"),
+    (b"MAIL FROM:<a@b.test> HOLDFOR", 501, "5.5.4"),
+    (b"MAIL FROM:<a@b.test> HOLDFOR=0", 501, "5.5.4"),
+    (b"MAIL FROM:<a@b.test> HOLDFOR=-1", 501, "5.5.4"),
+    (b"MAIL FROM:<a@b.test> HOLDFOR=1000000000", 501, "5.5.4"),
+    (b"MAIL FROM:<a@b.test> HOLDUNTIL", 501, "5.5.4"),
+    (b"MAIL FROM:<a@b.test> HOLDUNTIL=2026-02-30T00:00:00Z", 501, "5.5.4"),
+    (b"MAIL FROM:<a@b.test> HOLDUNTIL=2026-02-03T00:00:61Z", 501, "5.5.4"),
+    (b"MAIL FROM:<a@b.test> HOLDUNTIL=2026-02-03T00:00:00", 501, "5.5.4"),
+    (b"MAIL FROM:<a@b.test> HOLDUNTIL=2026-02-03T00:00:00+24:00", 501, "5.5.4"),
+    (b"MAIL FROM:<a@b.test> HOLDUNTIL=0000-01-01T00:00:00Z", 501, "5.5.4"),
+    (b"MAIL FROM:<a@b.test> HOLDFOR=1 HOLDUNTIL=2026-02-03T00:00:00Z", 501, "5.5.4"),
+    (b"MAIL FROM:<a@b.test> BY", 501, "5.5.4"),
+    (b"MAIL FROM:<a@b.test> BY=10", 501, "5.5.4"),
+    (b"MAIL FROM:<a@b.test> BY=10;", 501, "5.5.4"),
+    (b"MAIL FROM:<a@b.test> BY=10;T", 501, "5.5.4"),
+    (b"MAIL FROM:<a@b.test> BY=0;R", 501, "5.5.4"),
+    (b"MAIL FROM:<a@b.test> BY=-1;R", 501, "5.5.4"),
+    (b"MAIL FROM:<a@b.test> BY=1000000000;N", 501, "5.5.4"),
 ]
 
 
