@@ -488,7 +488,7 @@ def test_a_command_that_may_not_open_the_keys_still_reads_the_rest(tmp_path: Pat
         ("", "", ()),
         ("port = 25", "port = 26", ("listener.smtp.port",)),
         ("listener.smtp", "listener.other", ("listener.smtp", "listener.other")),
-        ("mail.example.test", "mx.example.test", ("hostname", "node")),
+        ("mail.example.test", "mx.example.test", ("hostname", "node", "reports.organization")),
         ("embedded = true", "embedded = true\npool_connections = 5", ("database.pool_connections",)),
         ("[tls]", "[limits]\nrecipients = 5\n[tolerate]\nnul_from = ['192.0.2.1']\n[tls]\nhandshake_seconds = 5", ()),
         ("[tls]", "[shutdown]\nseconds = 5\n[tls]", ("shutdown.seconds",)),
