@@ -140,3 +140,73 @@ SELECT mailgate.expire_deliveries(%(folder)s, to_timestamp(%(before)s), %(at_mos
 
 -- remove_unused_messages: remove those of some messages that are in no mailbox and not waiting to be sent.
 SELECT mailgate.remove_unused_messages(%(after)s, %(before)s, %(at_most)s);
+
+-- find_signing_keys: the active keys of the first of these domains, from the longest name up, that has some.
+SELECT domain, selector, sealed_key, master_key_id FROM mailgate.dkim_key
+WHERE state = 'active'
+  AND domain = (SELECT domain FROM mailgate.dkim_key
+                WHERE state = 'active' AND domain = ANY (%(domains)s::text[])
+                ORDER BY length(domain) DESC LIMIT 1)
+ORDER BY algorithm DESC, activated_at DESC;
+
+-- foreign_signing_keys: an active key that another master key has sealed, if there is any.
+SELECT domain, selector, master_key_id FROM mailgate.dkim_key
+WHERE state = 'active' AND master_key_id <> %(master_key_id)s
+ORDER BY domain, selector LIMIT 1;
+
+-- make_secret: a secret of that name, unless there is one.
+INSERT INTO mailgate.secret (name, octets) VALUES (%(name)s, %(octets)s) ON CONFLICT DO NOTHING;
+
+-- find_secret: the secret of that name.
+SELECT octets FROM mailgate.secret WHERE name = %(name)s;
+
+-- admission: who is banned now, and how often this network has failed lately.
+SELECT EXISTS (
+           SELECT FROM mailgate.ban WHERE network >>= %(address)s::inet AND banned_until > now()
+       ) AS is_network_banned,
+       EXISTS (
+           SELECT FROM mailgate.ban b
+           WHERE b.kind = 'account' AND b.subject = %(account)s AND b.banned_until > now()
+             AND (b.reason IS NOT NULL
+                  OR NOT EXISTS (SELECT FROM mailgate.known_network k
+                                 WHERE k.account = %(account)s AND k.network = %(network)s::inet))
+       ) AS is_account_banned;
+
+-- count_failure: count a failed authentication against its network and its account, and ban whichever has had enough.
+-- Nobody waits for this to be on disk: a crash forgives a guess or two.
+SET LOCAL synchronous_commit = off;
+SELECT kind, failures, is_banned FROM mailgate.count_failure(
+    %(network)s, %(account)s, make_interval(secs => %(window)s), %(network_failures)s, %(account_failures)s,
+    make_interval(secs => %(ban)s)
+);
+
+-- know_network: remember that an account has been used from a network, and forget some that have not been for a month.
+SET LOCAL synchronous_commit = off;
+DELETE FROM mailgate.known_network WHERE (account, network) IN (
+    SELECT account, network FROM mailgate.known_network
+    WHERE last_used_at < now() - make_interval(secs => %(keep)s)
+    ORDER BY last_used_at LIMIT 10 FOR UPDATE SKIP LOCKED
+);
+INSERT INTO mailgate.known_network AS k (account, network) VALUES (%(account)s, %(network)s::inet)
+ON CONFLICT (account, network) DO UPDATE SET last_used_at = now();
+
+-- share_secret: the octets that all nodes share under a name; made of these, where nobody has made them yet.
+INSERT INTO mailgate.secret (name, octets) VALUES (%(name)s, %(octets)s) ON CONFLICT (name) DO NOTHING;
+SELECT octets FROM mailgate.secret WHERE name = %(name)s;
+
+-- find_credentials: the passwords of an account that may be used.
+SELECT c.id, c.selector, c.argon2, c.scram_sha256
+FROM mailgate.domain d
+JOIN mailgate.mailbox m ON m.domain_id = d.id
+JOIN mailgate.credential c ON c.mailbox_id = m.id
+WHERE d.name = %(domain)s AND d.is_enabled AND m.local_part = %(local_part)s AND m.is_enabled
+ORDER BY c.id;
+
+-- credential_used: note when a password was used last, to some minutes.
+SET LOCAL synchronous_commit = off;
+UPDATE mailgate.credential SET last_used_at = now(), last_used_from = %(address)s::inet
+WHERE id = %(id)s AND (last_used_at IS NULL OR last_used_at < now() - interval '5 minutes'
+                       OR last_used_from IS DISTINCT FROM %(address)s::inet);
+
+-- rehash_credential: keep a password by newer parameters, unless it has been changed meanwhile.
+UPDATE mailgate.credential SET argon2 = %(argon2)s WHERE id = %(id)s AND argon2 = %(old)s;

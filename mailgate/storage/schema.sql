@@ -146,6 +146,7 @@ CREATE TABLE credential (
     id integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     mailbox_id integer NOT NULL REFERENCES mailbox ON DELETE CASCADE,
     name text NOT NULL,
+    selector bytea CHECK ((selector IS NULL) = (name = '')),
     argon2 text NOT NULL,
     scram_sha256 text NOT NULL,
     created_at timestamptz NOT NULL DEFAULT now(),
@@ -157,16 +158,28 @@ COMMENT ON TABLE credential IS 'The passwords of an account: one of its own, and
 COMMENT ON COLUMN credential.id IS 'Never used twice.';
 COMMENT ON COLUMN credential.mailbox_id IS 'The account.';
 COMMENT ON COLUMN credential.name IS '"" for the account''s own password, else the app password''s name.';
+COMMENT ON COLUMN credential.selector IS 'The first octets of an app password''s SHA-256, so that one Argon2id tells whether a password is right, however many there are. An app password is random, and far longer than this helps to guess. NULL for the account''s own password.';
 COMMENT ON COLUMN credential.argon2 IS 'Argon2id in PHC string format (RFC 9106).';
 COMMENT ON COLUMN credential.scram_sha256 IS 'The SCRAM verifier (RFC 5802 section 3): "SCRAM-SHA-256$<iterations>:<salt>$<StoredKey>:<ServerKey>", each in base64.';
 COMMENT ON COLUMN credential.created_at IS 'When the password was set.';
 COMMENT ON COLUMN credential.last_used_at IS 'When somebody last authenticated with it; exact to some minutes.';
 COMMENT ON COLUMN credential.last_used_from IS 'The client''s address then.';
 
+CREATE FUNCTION credentials_are_changed() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM pg_notify('credential', TG_TABLE_NAME);
+    RETURN NULL;
+END
+$$;
+COMMENT ON FUNCTION credentials_are_changed() IS 'Tells running nodes to forget whom they have let in.';
+CREATE TRIGGER credentials_are_changed AFTER INSERT OR DELETE OR TRUNCATE OR UPDATE OF argon2, scram_sha256 ON credential
+    FOR EACH STATEMENT EXECUTE FUNCTION credentials_are_changed();
+
 CREATE TABLE ban (
     id integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     kind text NOT NULL CHECK (kind IN ('network', 'account')),
     subject text NOT NULL,
+    network inet GENERATED ALWAYS AS (CASE kind WHEN 'network' THEN subject::inet END) STORED,
     failures integer NOT NULL DEFAULT 0,
     counted_since timestamptz NOT NULL DEFAULT now(),
     banned_until timestamptz,
@@ -175,14 +188,82 @@ CREATE TABLE ban (
 );
 COMMENT ON TABLE ban IS 'Failed authentication, counted for all nodes, and who may not try for a while.';
 COMMENT ON COLUMN ban.id IS 'Never used twice.';
-COMMENT ON COLUMN ban.kind IS 'network: clients of a network. account: one account, whoever tries.';
-COMMENT ON COLUMN ban.subject IS '"192.0.2.7/32", "2001:db8::/64" or "alice@example.test".';
+COMMENT ON COLUMN ban.kind IS 'network: clients of a network. account: one account, whoever tries; where failures are the reason, except from networks in known_network.';
+COMMENT ON COLUMN ban.subject IS '"192.0.2.7/32", "2001:db8::/64" or "alice@example.test"; the account need not exist.';
+COMMENT ON COLUMN ban.network IS 'The subject as a network; NULL for an account.';
 COMMENT ON COLUMN ban.failures IS 'Failures since counted_since.';
 COMMENT ON COLUMN ban.counted_since IS 'When counting began anew.';
-COMMENT ON COLUMN ban.banned_until IS 'Until when nobody is let in; NULL: not banned.';
+COMMENT ON COLUMN ban.banned_until IS 'Until when nobody is let in, infinity: until somebody lifts it; NULL: not banned.';
 COMMENT ON COLUMN ban.reason IS 'Why, in words; NULL where failures are the reason.';
 CREATE INDEX ban_banned_until ON ban (banned_until) WHERE banned_until IS NOT NULL;
 COMMENT ON INDEX ban_banned_until IS 'Who is banned now?';
+CREATE INDEX ban_network ON ban USING gist (network inet_ops) WHERE banned_until IS NOT NULL;
+COMMENT ON INDEX ban_network IS 'Is this client in a network that is banned?';
+CREATE INDEX ban_counted_since ON ban (counted_since);
+COMMENT ON INDEX ban_counted_since IS 'Which counts are so old that they can go?';
+
+CREATE FUNCTION bans_are_changed() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM pg_notify('credential', TG_TABLE_NAME);
+    RETURN NULL;
+END
+$$;
+COMMENT ON FUNCTION bans_are_changed() IS 'Tells running nodes to forget whom they have let in.';
+CREATE TRIGGER bans_are_changed AFTER INSERT OR UPDATE ON ban
+    FOR EACH ROW WHEN (NEW.banned_until IS NOT NULL) EXECUTE FUNCTION bans_are_changed();
+
+CREATE TABLE known_network (
+    account text NOT NULL,
+    network inet NOT NULL,
+    last_used_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (account, network)  -- finds whether an account has been used from there
+);
+COMMENT ON TABLE known_network IS 'From where accounts have been used lately: there, guesses of strangers elsewhere do not lock their owners out.';
+COMMENT ON COLUMN known_network.account IS 'The account''s name.';
+COMMENT ON COLUMN known_network.network IS 'A network as failures are counted by.';
+COMMENT ON COLUMN known_network.last_used_at IS 'When somebody last authenticated from there; exact to some minutes.';
+CREATE INDEX known_network_last_used_at ON known_network (last_used_at);
+COMMENT ON INDEX known_network_last_used_at IS 'Which have not been used for so long that they can go?';
+
+CREATE FUNCTION count_failure(
+    p_network text,
+    p_account text,
+    p_window interval,
+    p_network_failures integer,
+    p_account_failures integer,
+    p_ban interval
+) RETURNS TABLE (kind text, failures integer, is_banned boolean) LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+BEGIN
+    -- What has not counted for a day goes, a few rows at a time: strangers can make up any number of names.
+    DELETE FROM mailgate.ban WHERE id IN (
+        SELECT id FROM mailgate.ban
+        WHERE counted_since < now() - greatest(p_window, interval '1 day') AND coalesce(banned_until < now(), true)
+        ORDER BY counted_since LIMIT 10 FOR UPDATE SKIP LOCKED
+    );
+    -- Always the account before the network, so that two sessions never wait for each other.
+    RETURN QUERY
+    INSERT INTO mailgate.ban AS b (kind, subject, failures, banned_until)
+    SELECT n.kind, n.subject, 1, CASE WHEN n.allowed <= 1 THEN now() + p_ban END
+    FROM (VALUES ('account', p_account, p_account_failures), ('network', p_network, p_network_failures))
+         AS n (kind, subject, allowed)
+    ORDER BY n.kind
+    ON CONFLICT (kind, subject) DO UPDATE
+    SET (failures, counted_since, banned_until, reason) = (
+        SELECT c.failures,
+               c.counted_since,
+               -- A ban that somebody has made, or that lasts longer, stays as it is.
+               CASE WHEN c.failures >= CASE b.kind WHEN 'account' THEN p_account_failures ELSE p_network_failures END
+                    THEN greatest(b.banned_until, now() + p_ban) ELSE b.banned_until END,
+               CASE WHEN b.banned_until > now() THEN b.reason END
+        FROM (SELECT CASE WHEN b.counted_since < now() - p_window THEN 1 ELSE b.failures + 1 END AS failures,
+                     CASE WHEN b.counted_since < now() - p_window THEN now() ELSE b.counted_since END AS counted_since
+             ) AS c
+    )
+    RETURNING b.kind, b.failures, coalesce(b.banned_until > now(), false);
+END
+$$;
+COMMENT ON FUNCTION count_failure(text, text, interval, integer, integer, interval) IS 'Counts a failed authentication against the client''s network and the account, and bans whichever has had so many within the window; gives both counts.';
 
 CREATE TABLE send_grant (
     mailbox_id integer NOT NULL REFERENCES mailbox ON DELETE CASCADE,
@@ -1656,3 +1737,13 @@ CREATE TRIGGER directory_is_changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE
     FOR EACH STATEMENT EXECUTE FUNCTION directory_is_changed();
 CREATE TRIGGER directory_is_changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON alias
     FOR EACH STATEMENT EXECUTE FUNCTION directory_is_changed();
+
+CREATE FUNCTION signing_keys_are_changed() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM pg_notify('dkim_key', '');
+    RETURN NULL;
+END
+$$;
+COMMENT ON FUNCTION signing_keys_are_changed() IS 'Tells running nodes to forget what they know of keys that sign.';
+CREATE TRIGGER signing_keys_are_changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON dkim_key
+    FOR EACH STATEMENT EXECUTE FUNCTION signing_keys_are_changed();
