@@ -33,15 +33,26 @@ class TlsLevel(Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class PublishedPolicy:
+    """The policy of a recipient's domain that a connection is counted under (RFC 8460 section 4.2)."""
+
+    domain: str
+    type: Literal["tlsa", "sts", "no-policy-found"] = "no-policy-found"
+    text: tuple[str, ...] = ()  # TLSA records, or the lines of the MTA-STS policy
+    mx: tuple[str, ...] = ()  # the hosts that the MTA-STS policy names
+
+
+@dataclass(frozen=True, slots=True)
 class TlsDemand:
     """What is asked of TLS with one host, and who asks it."""
 
     level: TlsLevel = TlsLevel.OPPORTUNISTIC
-    source: str = "default"  # "default", "config", "dane", "mta-sts", "requiretls"
-    names: tuple[str, ...] = ()  # A-form; "*.example.test" as MTA-STS has it
+    source: str = "default"  # "default", "config", "dane", "mta-sts", "requiretls", "tls-required-no"
+    names: tuple[str, ...] = ()  # names in A-form, or addresses; the certificate has to be that of one of them
     tlsa: tuple[tuple[int, int, int, bytes], ...] = ()  # usage, selector, matching type, data
     is_implicit: bool = False  # TLS comes before the greeting
-    is_testing: bool = False  # MTA-STS in mode testing: a failure is counted and otherwise passed over
+    is_testing: bool = False  # MTA-STS in mode testing: OPPORTUNISTIC, but `names` are looked at and failures counted
+    published: PublishedPolicy | None = None  # what TLS reports count it under; None: not reported (a smarthost)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +153,7 @@ class TlsUsed:
     cipher: str
     is_verified: bool  # a name or a TLSA record was matched
     source: str  # of the demand that it met
+    tls_result: str = ""  # a failure that was passed over (MTA-STS in mode testing), as in Trouble
 
 
 @dataclass(frozen=True, slots=True)
