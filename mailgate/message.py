@@ -66,16 +66,21 @@ class MessageContent:
         return self.pieces[0] if len(self.pieces) == 1 else b"".join(self.pieces)
 
 
-def without(content: MessageContent, spans: Sequence[tuple[int, int]]) -> MessageContent:
-    """The content without some octets of its header section: those from each start to its end, in order."""
-    header = content.header()
-    kept = []
+def revised_header(header: bytes, spans: Sequence[tuple[int, int]], added: bytes = b"") -> bytes:
+    """The header section with fields on top, and without the octets from each start to its end, in any order."""
+    kept = [added]
     position = 0
-    for start, end in spans:
+    for start, end in sorted(spans):
         kept.append(header[position:start])
-        position = end
+        position = max(position, end)
     kept.append(header[position:])
-    pieces = [b"".join(kept)]
+    return b"".join(kept)
+
+
+def revised(content: MessageContent, spans: Sequence[tuple[int, int]], added: bytes = b"") -> MessageContent:
+    """The content with that done to its header section."""
+    header = content.header()
+    pieces = [revised_header(header, spans, added)]
     skipped = len(header)
     for piece in content.pieces:
         if skipped < len(piece):

@@ -38,7 +38,9 @@ _QUOTED_PAIR = re.compile(r"\\(.)")
 
 
 # A field that some programs unfold into From. RFC 5322 lets no fold stand there, not even to be read (section 4.5.2).
-_FOLDED_NAME = re.compile(rb"(?im)^from[ \t]*+(?:\r\n[ \t][ \t]*+)++:")
+_FOLDED_NAMES = {
+    name: re.compile(rb"(?im)^%s[ \t]*+(?:\r\n[ \t][ \t]*+)++:" % name.encode("ascii")) for name in ("From", "Sender")
+}
 
 
 class _NotAMailboxList(Exception):
@@ -47,25 +49,38 @@ class _NotAMailboxList(Exception):
 
 def authors_of(header: bytes) -> tuple[Address, ...] | AuthorFault:
     """The addresses in the From field of a header section, in order, or why there are none to rely on."""
-    bodies = fields_of(header, b"From")
+    return _mailboxes_in(header, "From") or AuthorFault("no From field")
+
+
+def sender_of(header: bytes) -> Address | AuthorFault | None:
+    """The address in the Sender field of a header section; None without one (RFC 5322 section 3.6.2)."""
+    found = _mailboxes_in(header, "Sender")
+    if not isinstance(found, tuple):
+        return found
+    return found[0] if len(found) == 1 else AuthorFault("more than one address in the Sender field")
+
+
+def _mailboxes_in(header: bytes, name: str) -> tuple[Address, ...] | AuthorFault | None:
+    """The addresses in the one field of that name, or why there are none to rely on; None without such a field."""
+    bodies = fields_of(header, name.encode("ascii"))
+    if _FOLDED_NAMES[name].search(header):
+        return AuthorFault(f"a {name} field has a fold before its colon")
     if not bodies:
-        return AuthorFault("no From field")
+        return None
     if len(bodies) > 1:
-        return AuthorFault("more than one From field")
-    if _FOLDED_NAME.search(header):
-        return AuthorFault("a From field has a fold before its colon")
+        return AuthorFault(f"more than one {name} field")
     if len(bodies[0]) > MAX_FROM_OCTETS:
-        return AuthorFault("the From field is too long")
+        return AuthorFault(f"the {name} field is too long")
     try:
         text = bodies[0].decode("utf-8")
     except UnicodeDecodeError:
-        return AuthorFault("the From field is neither ASCII nor UTF-8")
+        return AuthorFault(f"the {name} field is neither ASCII nor UTF-8")
     if _CONTROL.search(text):
-        return AuthorFault("the From field holds a control character")
+        return AuthorFault(f"the {name} field holds a control character")
     try:
         return tuple(_Parser(text).mailbox_list())
     except _NotAMailboxList as error:
-        return AuthorFault(f"From is not a mailbox-list: {error}")
+        return AuthorFault(f"{name} is not a mailbox-list: {error}")
 
 
 def author_domain(authors: tuple[Address, ...]) -> str | AuthorFault:

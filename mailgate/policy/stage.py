@@ -107,9 +107,16 @@ class TraceFields:
 
 @dataclass(frozen=True, slots=True)
 class RemovedFields:
-    """A note: header fields that an accepted message loses. `spans` are starts and ends in its header, in order."""
+    """A note: header fields that an accepted message loses. `spans` are starts and ends in its header, as it came."""
 
     spans: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AddedFields:
+    """A note: header fields that an accepted message lacked and gets, below its trace fields; each ends in CRLF."""
+
+    octets: bytes
 
 
 @dataclass(frozen=True, slots=True)

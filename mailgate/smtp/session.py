@@ -40,8 +40,9 @@ from functools import partial
 from typing import TYPE_CHECKING, assert_never
 
 from mailgate.ids import encode_id
-from mailgate.message import count_received_fields, without
+from mailgate.message import count_received_fields, revised
 from mailgate.policy.stage import (
+    AddedFields,
     RecipientView,
     RemovedFields,
     Request,
@@ -846,11 +847,18 @@ class Session:
         view, received_at = transaction.view(), self._time()
         policy, reason = transaction.quarantined_by or ("", "")
         trace = trace_fields(self.view, view, self._settings.hostname, received_at)
+        spans: tuple[tuple[int, int], ...] = ()
+        added = b""
         for note in decision.notes:
             if isinstance(note, TraceFields):
                 trace = note.octets + trace
             elif isinstance(note, RemovedFields):
-                content = without(content, note.spans)
+                spans += note.spans
+            elif isinstance(note, AddedFields):
+                added = note.octets + added
+        received_sha256 = content.sha256
+        if spans or added:
+            content = revised(content, spans, added)
         message = IncomingMessage(
             self.view,
             view,
@@ -861,6 +869,7 @@ class Session:
             received_at,
             policy,
             reason,
+            received_sha256,
         )
         self.is_storing = True
         self._action = Store(message)

@@ -46,7 +46,9 @@ def resend_key(message: IncomingMessage) -> bytes:
     transaction = message.transaction
     paths = sorted([str(recipient.forward_path) for recipient in transaction.recipients if recipient.accepted])
     said = "\n".join([message.session.client_network, str(transaction.reverse_path), *paths])
-    return hashlib.sha256(said.encode("utf-8", "surrogatepass") + b"\0" + message.content.sha256).digest()[:16]
+    # What we add (a Date, a Message-ID) is another each time.
+    content_sha256 = message.received_sha256 or message.content.sha256
+    return hashlib.sha256(said.encode("utf-8", "surrogatepass") + b"\0" + content_sha256).digest()[:16]
 
 
 def accept_statement(

@@ -30,8 +30,9 @@ class Disposition(Enum):
 class IncomingMessage:
     """A message that was accepted by every policy and now has to become ours.
 
-    The writer stores `trace` (Return-Path, Received and whatever we add on top) apart from `content`, so that
-    `content` stays what the client sent. Deliveries follow from the `Resolution` note of each accepted recipient.
+    The writer stores `trace` (Return-Path, Received and whatever we add on top) apart from `content`, which is what the
+    client sent but for the header fields that policies have removed or added. Deliveries follow from the `Resolution`
+    note of each accepted recipient.
     """
 
     session: SessionView
@@ -43,6 +44,7 @@ class IncomingMessage:
     received_at: float  # seconds since the epoch
     policy: str = ""  # the policy that quarantined
     reason: str = ""
+    received_sha256: bytes | None = None  # of the content as the client sent it, where that may be another
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What may change in a message that is accepted: fields leave its header, and nothing else."""
+"""What may change in a message that is accepted: fields leave its header or come on top, and nothing else."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mailgate.message import MAX_HEADER_OCTETS, MessageContent, without
+from mailgate.message import MAX_HEADER_OCTETS, MessageContent, revised
 
 
 def content_of(octets: bytes, *cuts: int) -> MessageContent:
@@ -35,10 +35,18 @@ def test_the_fields_that_leave_are_the_only_change(
             spans.append((position, position + len(each)))
         position += len(each)
     kept = b"".join(each for number, each in enumerate(fields) if not chosen >> number & 1)
-    changed = without(content_of(octets, *[min(cut, len(octets)) for cut in cuts]), spans)
+    changed = revised(content_of(octets, *[min(cut, len(octets)) for cut in cuts]), spans)
     assert changed.joined() == kept + b"\r\n" + body
     assert changed.size_octets == len(kept) + 2 + len(body)
     assert changed.sha256 == hashlib.sha256(kept + b"\r\n" + body).digest()
+
+
+def test_fields_that_are_added_stand_on_top() -> None:
+    """Whatever leaves: in any order, and told twice."""
+    header = b"A: 1\r\nB: 2\r\nC: 3\r\n"
+    changed = revised(content_of(header + b"\r\nbody\r\n", 7), [(12, 18), (0, 6), (0, 6)], b"Date: now\r\n")
+    assert changed.joined() == b"Date: now\r\nB: 2\r\n\r\nbody\r\n"
+    assert changed.header() == b"Date: now\r\nB: 2\r\n"
 
 
 def test_a_header_within_the_bound_is_whole() -> None:
