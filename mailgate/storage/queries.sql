@@ -177,7 +177,7 @@ SELECT EXISTS (
 SET LOCAL synchronous_commit = off;
 SELECT kind, failures, is_banned FROM mailgate.count_failure(
     %(network)s, %(account)s, make_interval(secs => %(window)s), %(network_failures)s, %(account_failures)s,
-    make_interval(secs => %(ban)s)
+    make_interval(secs => %(ban)s), make_interval(secs => %(maximum_ban)s)
 );
 
 -- know_network: remember that an account has been used from a network, and forget some that have not been for a month.
@@ -189,10 +189,6 @@ DELETE FROM mailgate.known_network WHERE (account, network) IN (
 );
 INSERT INTO mailgate.known_network AS k (account, network) VALUES (%(account)s, %(network)s::inet)
 ON CONFLICT (account, network) DO UPDATE SET last_used_at = now();
-
--- share_secret: the octets that all nodes share under a name; made of these, where nobody has made them yet.
-INSERT INTO mailgate.secret (name, octets) VALUES (%(name)s, %(octets)s) ON CONFLICT (name) DO NOTHING;
-SELECT octets FROM mailgate.secret WHERE name = %(name)s;
 
 -- find_credentials: the passwords of an account that may be used.
 SELECT c.id, c.selector, c.argon2, c.scram_sha256

@@ -182,6 +182,7 @@ CREATE TABLE ban (
     network inet GENERATED ALWAYS AS (CASE kind WHEN 'network' THEN subject::inet END) STORED,
     failures integer NOT NULL DEFAULT 0,
     counted_since timestamptz NOT NULL DEFAULT now(),
+    bans integer NOT NULL DEFAULT 0,
     banned_until timestamptz,
     reason text,
     UNIQUE (kind, subject)  -- finds what counts against a client or an account
@@ -193,6 +194,7 @@ COMMENT ON COLUMN ban.subject IS '"192.0.2.7/32", "2001:db8::/64" or "alice@exam
 COMMENT ON COLUMN ban.network IS 'The subject as a network; NULL for an account.';
 COMMENT ON COLUMN ban.failures IS 'Failures since counted_since.';
 COMMENT ON COLUMN ban.counted_since IS 'When counting began anew.';
+COMMENT ON COLUMN ban.bans IS 'How often failures have led to a ban; each doubles the length of the next, until there has been no failure for a day.';
 COMMENT ON COLUMN ban.banned_until IS 'Until when nobody is let in, infinity: until somebody lifts it; NULL: not banned.';
 COMMENT ON COLUMN ban.reason IS 'Why, in words; NULL where failures are the reason.';
 CREATE INDEX ban_banned_until ON ban (banned_until) WHERE banned_until IS NOT NULL;
@@ -231,39 +233,45 @@ CREATE FUNCTION count_failure(
     p_window interval,
     p_network_failures integer,
     p_account_failures integer,
-    p_ban interval
+    p_ban interval,
+    p_maximum_ban interval
 ) RETURNS TABLE (kind text, failures integer, is_banned boolean) LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 BEGIN
     -- What has not counted for a day goes, a few rows at a time: strangers can make up any number of names.
     DELETE FROM mailgate.ban WHERE id IN (
         SELECT id FROM mailgate.ban
-        WHERE counted_since < now() - greatest(p_window, interval '1 day') AND coalesce(banned_until < now(), true)
+        WHERE counted_since < now() - greatest(p_window, interval '1 day')
+          AND coalesce(banned_until < now() - interval '1 day', true)
         ORDER BY counted_since LIMIT 10 FOR UPDATE SKIP LOCKED
     );
     -- Always the account before the network, so that two sessions never wait for each other.
-    RETURN QUERY
-    INSERT INTO mailgate.ban AS b (kind, subject, failures, banned_until)
-    SELECT n.kind, n.subject, 1, CASE WHEN n.allowed <= 1 THEN now() + p_ban END
-    FROM (VALUES ('account', p_account, p_account_failures), ('network', p_network, p_network_failures))
-         AS n (kind, subject, allowed)
+    INSERT INTO mailgate.ban AS b (kind, subject, failures)
+    SELECT n.kind, n.subject, 1 FROM (VALUES ('account', p_account), ('network', p_network)) AS n (kind, subject)
     ORDER BY n.kind
     ON CONFLICT (kind, subject) DO UPDATE
-    SET (failures, counted_since, banned_until, reason) = (
-        SELECT c.failures,
-               c.counted_since,
-               -- A ban that somebody has made, or that lasts longer, stays as it is.
-               CASE WHEN c.failures >= CASE b.kind WHEN 'account' THEN p_account_failures ELSE p_network_failures END
-                    THEN greatest(b.banned_until, now() + p_ban) ELSE b.banned_until END,
-               CASE WHEN b.banned_until > now() THEN b.reason END
-        FROM (SELECT CASE WHEN b.counted_since < now() - p_window THEN 1 ELSE b.failures + 1 END AS failures,
-                     CASE WHEN b.counted_since < now() - p_window THEN now() ELSE b.counted_since END AS counted_since
-             ) AS c
+    SET failures = CASE WHEN b.counted_since < now() - p_window THEN 1 ELSE b.failures + 1 END,
+        counted_since = CASE WHEN b.counted_since < now() - p_window THEN now() ELSE b.counted_since END,
+        reason = CASE WHEN b.banned_until > now() THEN b.reason END;
+    -- A ban begins a count anew. One that somebody has made, or that lasts longer, stays as it is.
+    RETURN QUERY
+    WITH counted AS (
+        SELECT b.id, b.kind, b.failures,
+               b.failures >= CASE b.kind WHEN 'account' THEN p_account_failures ELSE p_network_failures END AS is_enough
+        FROM mailgate.ban b
+        WHERE (b.kind, b.subject) IN (('account', p_account), ('network', p_network))
+    ), banned AS (
+        UPDATE mailgate.ban b
+        SET failures = 0,
+            bans = b.bans + 1,
+            banned_until = greatest(b.banned_until, now() + least(p_ban * 2.0 ^ least(b.bans, 20), p_maximum_ban))
+        FROM counted c
+        WHERE b.id = c.id AND c.is_enough
     )
-    RETURNING b.kind, b.failures, coalesce(b.banned_until > now(), false);
+    SELECT c.kind, c.failures, c.is_enough FROM counted c;
 END
 $$;
-COMMENT ON FUNCTION count_failure(text, text, interval, integer, integer, interval) IS 'Counts a failed authentication against the client''s network and the account, and bans whichever has had so many within the window; gives both counts.';
+COMMENT ON FUNCTION count_failure(text, text, interval, integer, integer, interval, interval) IS 'Counts a failed authentication against the client''s network and the account, and bans whichever has had so many within the window: for p_ban the first time, twice as long each time after it, p_maximum_ban at most. Gives both counts.';
 
 CREATE TABLE send_grant (
     mailbox_id integer NOT NULL REFERENCES mailbox ON DELETE CASCADE,
