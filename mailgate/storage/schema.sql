@@ -81,6 +81,7 @@ CREATE TABLE mailbox (
     local_part text NOT NULL,
     is_enabled boolean NOT NULL DEFAULT true,
     quota_octets bigint CHECK (quota_octets >= 0),
+    sending_limit integer CHECK (sending_limit >= 0),
     created_at timestamptz NOT NULL DEFAULT now(),
     UNIQUE (domain_id, local_part)  -- the index finds the mailbox of a recipient
 );
@@ -90,6 +91,7 @@ COMMENT ON COLUMN mailbox.domain_id IS 'Its domain; a domain with mailboxes can'
 COMMENT ON COLUMN mailbox.local_part IS 'Before the at-sign, case-folded.';
 COMMENT ON COLUMN mailbox.is_enabled IS 'False: mail for it is refused.';
 COMMENT ON COLUMN mailbox.quota_octets IS 'How many octets it may hold; NULL: no bound.';
+COMMENT ON COLUMN mailbox.sending_limit IS 'To how many recipients it may send in a day (UTC); NULL: the configured limits hold.';
 COMMENT ON COLUMN mailbox.created_at IS 'When it was added.';
 
 CREATE TABLE mailbox_usage (
@@ -402,7 +404,7 @@ CREATE TABLE queue (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     message_id bigint NOT NULL REFERENCES message,
     recipient text NOT NULL,
-    recipient_position integer NOT NULL,
+    recipient_position integer,
     domain text NOT NULL,
     reverse_path text NOT NULL,
     sender text NOT NULL,
@@ -416,52 +418,73 @@ CREATE TABLE queue (
     tls_is_optional boolean NOT NULL DEFAULT false,
     deliver_by timestamptz,
     deliver_by_mode text CHECK (deliver_by_mode IN ('N', 'R')),
+    size_octets bigint NOT NULL,
+    done text CHECK (done IN ('delivered', 'expanded')),
     created_at timestamptz NOT NULL,
+    starts_at timestamptz NOT NULL,
     due_at timestamptz NOT NULL,
+    is_ready boolean NOT NULL,
     is_held boolean NOT NULL DEFAULT false,
+    delayed_at timestamptz,
     leased_by integer,
+    claim bigint,
     leased_until timestamptz,
     attempts integer NOT NULL DEFAULT 0,
-    delay_noticed_at timestamptz,
     last_attempt_at timestamptz,
-    last_reply text
+    last_status text,
+    last_reply text,
+    CHECK (num_nonnulls(leased_by, claim, leased_until) IN (0, 3))
 ) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 1000);
 COMMENT ON TABLE queue IS 'Mail for elsewhere: a row for each recipient that is still to be served. It is written with the message, and goes when the next host has taken it over or it has failed.';
 COMMENT ON COLUMN queue.id IS 'Grows with time.';
 COMMENT ON COLUMN queue.message_id IS 'The message.';
 COMMENT ON COLUMN queue.recipient IS 'The address elsewhere.';
-COMMENT ON COLUMN queue.recipient_position IS 'recipient.position of the forward-path that led there.';
+COMMENT ON COLUMN queue.recipient_position IS 'recipient.position of the forward-path that led there; NULL for mail of our own.';
 COMMENT ON COLUMN queue.domain IS 'Its domain in A-form and lower case, or an address literal in brackets.';
 COMMENT ON COLUMN queue.reverse_path IS 'As it is sent out: rewritten where an alias forwards; "" for the null path.';
-COMMENT ON COLUMN queue.sender IS 'Who shares the queue fairly: the account, "alias:" and the forward-path for forwards, "mailgate" for our own notices.';
+COMMENT ON COLUMN queue.sender IS 'Who shares the queue fairly: the account, "client:" and its network where none authenticated, "alias:" and the forward-path for forwards, "mailgate" for our own notices.';
 COMMENT ON COLUMN queue.notify IS 'The NOTIFY parameter to act on (RFC 3461 section 4.1); NULL where it was not given.';
 COMMENT ON COLUMN queue.orcpt IS 'The ORCPT parameter, decoded; NULL where it was not given.';
 COMMENT ON COLUMN queue.ret IS 'The RET parameter: FULL or HDRS; NULL where it was not given.';
 COMMENT ON COLUMN queue.envid IS 'The ENVID parameter, decoded; NULL where it was not given.';
-COMMENT ON COLUMN queue.is_eight_bit IS 'Whether its body has octets over 127.';
-COMMENT ON COLUMN queue.is_smtputf8 IS 'Whether it needs SMTPUTF8 (RFC 6531).';
+COMMENT ON COLUMN queue.is_eight_bit IS 'Whether its content has octets over 127.';
+COMMENT ON COLUMN queue.is_smtputf8 IS 'Whether it needs SMTPUTF8 (RFC 6531): an address or the header has octets over 127.';
 COMMENT ON COLUMN queue.requires_tls IS 'REQUIRETLS was asked (RFC 8689).';
 COMMENT ON COLUMN queue.tls_is_optional IS '"TLS-Required: No" was asked (RFC 8689 section 5).';
 COMMENT ON COLUMN queue.deliver_by IS 'By when it is to be delivered (RFC 2852); NULL where nothing was asked.';
 COMMENT ON COLUMN queue.deliver_by_mode IS 'N: tell when it is late. R: give it up then.';
+COMMENT ON COLUMN queue.size_octets IS 'Of trace and content.';
+COMMENT ON COLUMN queue.done IS 'Nothing is to be sent, the sender only wants to know what became of the recipient: delivered, to a mailbox of ours; expanded, to what an alias leads to. NULL: it is to be sent.';
 COMMENT ON COLUMN queue.created_at IS 'When the message was accepted.';
+COMMENT ON COLUMN queue.starts_at IS 'Since when it may be tried: since it was accepted, or until when its sender wanted it held (RFC 4865). Notice of delay and giving up count from here.';
 COMMENT ON COLUMN queue.due_at IS 'When the next attempt is due.';
+COMMENT ON COLUMN queue.is_ready IS 'Whether due_at has come, as far as somebody has looked.';
 COMMENT ON COLUMN queue.is_held IS 'True: an operator has stopped it.';
+COMMENT ON COLUMN queue.delayed_at IS 'When it had waited so long that its sender was told, if that was wanted; NULL: it has not.';
 COMMENT ON COLUMN queue.leased_by IS 'The instance that is at it; NULL: none.';
-COMMENT ON COLUMN queue.leased_until IS 'Until when that instance may be; then another takes it over.';
+COMMENT ON COLUMN queue.claim IS 'Which of the claims of that instance took it: what an earlier one brought does not count any more.';
+COMMENT ON COLUMN queue.leased_until IS 'Until when that instance may be at it; then another takes it over.';
 COMMENT ON COLUMN queue.attempts IS 'How many attempts were made.';
-COMMENT ON COLUMN queue.delay_noticed_at IS 'When its sender was told that it is delayed; NULL: not.';
 COMMENT ON COLUMN queue.last_attempt_at IS 'When the last attempt ended.';
-COMMENT ON COLUMN queue.last_reply IS 'What the last attempt came to, as one line.';
+COMMENT ON COLUMN queue.last_status IS 'The status code that it came to (RFC 3463).';
+COMMENT ON COLUMN queue.last_reply IS 'What it came to, as one line.';
 CREATE INDEX queue_message ON queue (message_id);
 COMMENT ON INDEX queue_message IS 'Does this message still wait to be sent?';
-CREATE INDEX queue_due ON queue (sender, due_at) WHERE NOT is_held;
-COMMENT ON INDEX queue_due IS 'Which senders have mail that is due, and which is it?';
-CREATE INDEX queue_domain ON queue (domain, due_at);
-COMMENT ON INDEX queue_domain IS 'What waits for a destination?';
+CREATE INDEX queue_ready ON queue (sender, domain, id) WHERE is_ready AND NOT is_held AND leased_by IS NULL;
+COMMENT ON INDEX queue_ready IS 'Which senders have mail to be sent, where to, and which is it? Each question is one step in the index, however much lies between.';
+CREATE INDEX queue_waiting ON queue (due_at) WHERE NOT is_ready AND NOT is_held AND leased_by IS NULL;
+COMMENT ON INDEX queue_waiting IS 'What is due again?';
+CREATE INDEX queue_not_delayed ON queue (starts_at) WHERE delayed_at IS NULL AND NOT is_held AND leased_by IS NULL;
+COMMENT ON INDEX queue_not_delayed IS 'Whose senders are to be told of a delay?';
+CREATE INDEX queue_delayed ON queue (starts_at) WHERE delayed_at IS NOT NULL AND NOT is_held AND leased_by IS NULL;
+COMMENT ON INDEX queue_delayed IS 'What is to be given up?';
+CREATE INDEX queue_deliver_by ON queue (deliver_by) WHERE deliver_by IS NOT NULL AND NOT is_held AND leased_by IS NULL;
+COMMENT ON INDEX queue_deliver_by IS 'What was to be delivered by now?';
+CREATE INDEX queue_leased ON queue (leased_by, claim) WHERE leased_by IS NOT NULL;
+COMMENT ON INDEX queue_leased IS 'What is an instance at? Which leases have ended?';
 
 CREATE TABLE destination (
-    name text PRIMARY KEY,
+    name text PRIMARY KEY,  -- finds whether mail may be sent there
     is_paused boolean NOT NULL DEFAULT false,
     backed_off_until timestamptz,
     failures integer NOT NULL DEFAULT 0,
@@ -469,7 +492,7 @@ CREATE TABLE destination (
     changed_at timestamptz NOT NULL DEFAULT now()
 );
 COMMENT ON TABLE destination IS 'Destinations that are left alone: paused by an operator, or backed off because they are in trouble. All nodes heed it.';
-COMMENT ON COLUMN destination.name IS 'A domain as in queue.domain.';
+COMMENT ON COLUMN destination.name IS 'A domain as in queue.domain, or the smarthost that its mail goes to, as the route names it.';
 COMMENT ON COLUMN destination.is_paused IS 'Whether an operator has paused it.';
 COMMENT ON COLUMN destination.backed_off_until IS 'Until when nothing is tried; NULL: it is well.';
 COMMENT ON COLUMN destination.failures IS 'How often in a row it was in trouble.';
@@ -708,7 +731,8 @@ CREATE TABLE attempt (
     tls_version text,
     tls_cipher text,
     tls_is_verified boolean,
-    tls_source text
+    tls_source text,
+    PRIMARY KEY (transaction_id, queue_id, attempted_at)  -- what was tried for a message; once, though it be written twice
 ) PARTITION BY RANGE (transaction_id);
 CREATE TABLE attempt_default PARTITION OF attempt DEFAULT;
 COMMENT ON TABLE attempt IS 'Every attempt to serve a recipient elsewhere, and what came of it.';
@@ -731,8 +755,6 @@ COMMENT ON COLUMN attempt.tls_version IS 'NULL: in plain text.';
 COMMENT ON COLUMN attempt.tls_cipher IS 'As OpenSSL names it.';
 COMMENT ON COLUMN attempt.tls_is_verified IS 'Whether the host''s certificate was matched.';
 COMMENT ON COLUMN attempt.tls_source IS 'Who asked for TLS: default, config, dane, mta-sts or requiretls.';
-CREATE INDEX attempt_transaction ON attempt (transaction_id, attempted_at);
-COMMENT ON INDEX attempt_transaction IS 'What was tried for this message?';
 
 CREATE TABLE dns_answer (
     digest bigint PRIMARY KEY,  -- finds what a result names
@@ -886,7 +908,8 @@ CREATE TABLE dmarc_report (
     policy jsonb NOT NULL,
     message_id bigint,
     received_at timestamptz NOT NULL,
-    UNIQUE (organization, report_id)  -- the same report is kept once
+    authenticated_as text,
+    UNIQUE NULLS NOT DISTINCT (organization, report_id, domain, authenticated_as)  -- the same report is kept once
 );
 COMMENT ON TABLE dmarc_report IS 'DMARC aggregate reports about our domains that reached us.';
 COMMENT ON COLUMN dmarc_report.id IS 'Never used twice.';
@@ -899,6 +922,7 @@ COMMENT ON COLUMN dmarc_report.ends_at IS 'The end of its time.';
 COMMENT ON COLUMN dmarc_report.policy IS 'policy_published, by its element names.';
 COMMENT ON COLUMN dmarc_report.message_id IS 'The message that brought it, which may have been removed.';
 COMMENT ON COLUMN dmarc_report.received_at IS 'When that came.';
+COMMENT ON COLUMN dmarc_report.authenticated_as IS 'The domain that the message proved to be from: the author''s where DMARC passed, else one whose DKIM signature did; NULL: anybody may have written it.';
 CREATE INDEX dmarc_report_domain ON dmarc_report (domain, ends_at);
 COMMENT ON INDEX dmarc_report_domain IS 'What was reported about a domain lately?';
 
@@ -943,7 +967,8 @@ CREATE TABLE tls_report (
     policies jsonb NOT NULL,
     message_id bigint,
     received_at timestamptz NOT NULL,
-    UNIQUE (organization, report_id, domain)  -- the same report is kept once
+    authenticated_as text,
+    UNIQUE NULLS NOT DISTINCT (organization, report_id, domain, authenticated_as)  -- the same report is kept once
 );
 COMMENT ON TABLE tls_report IS 'TLS reports about our domains that reached us (RFC 8460).';
 COMMENT ON COLUMN tls_report.id IS 'Never used twice.';
@@ -957,6 +982,176 @@ COMMENT ON COLUMN tls_report.failures IS 'Sessions that did not.';
 COMMENT ON COLUMN tls_report.policies IS 'The policies of that domain as reported.';
 COMMENT ON COLUMN tls_report.message_id IS 'The message that brought it, which may have been removed.';
 COMMENT ON COLUMN tls_report.received_at IS 'When that came.';
+COMMENT ON COLUMN tls_report.authenticated_as IS 'As dmarc_report.authenticated_as.';
+CREATE INDEX tls_report_domain ON tls_report (domain, ends_at);
+COMMENT ON INDEX tls_report_domain IS 'What was reported about a domain lately?';
+
+CREATE TABLE dmarc_day (
+    day date NOT NULL,
+    domain text NOT NULL,
+    source inet NOT NULL,
+    messages bigint NOT NULL,
+    disposition text NOT NULL CHECK (disposition IN ('none', 'pass', 'quarantine', 'reject')),
+    aligned_dkim boolean NOT NULL,
+    aligned_spf boolean NOT NULL,
+    header_from text NOT NULL,
+    envelope_from text NOT NULL,
+    reasons jsonb NOT NULL,
+    results jsonb NOT NULL,
+    last_transaction_id bigint NOT NULL,
+    answers jsonb NOT NULL
+);
+COMMENT ON TABLE dmarc_day IS 'What the reports of a day will say: the record of that day, counted. Filled once a day, and emptied when all reports are made.';
+COMMENT ON COLUMN dmarc_day.day IS 'The day in UTC.';
+COMMENT ON COLUMN dmarc_day.domain IS 'Where the DMARC record was found: whom to tell.';
+COMMENT ON COLUMN dmarc_day.source IS 'The client.';
+COMMENT ON COLUMN dmarc_day.messages IS 'How many transactions were alike in all that follows.';
+COMMENT ON COLUMN dmarc_day.disposition IS 'What DMARC came to: pass, or what was done because it failed.';
+COMMENT ON COLUMN dmarc_day.aligned_dkim IS 'Whether DKIM passed for the author''s domain.';
+COMMENT ON COLUMN dmarc_day.aligned_spf IS 'Whether SPF passed for the author''s domain.';
+COMMENT ON COLUMN dmarc_day.header_from IS 'The author''s domain.';
+COMMENT ON COLUMN dmarc_day.envelope_from IS 'The domain of the reverse-path; "" for the null path.';
+COMMENT ON COLUMN dmarc_day.reasons IS 'Why something else was done than was asked for: objects with reason and comment.';
+COMMENT ON COLUMN dmarc_day.results IS 'What SPF and DKIM came to: objects with kind, domain, selector, result, problem.';
+COMMENT ON COLUMN dmarc_day.last_transaction_id IS 'The last of these transactions.';
+COMMENT ON COLUMN dmarc_day.answers IS 'The dns_answer rows that DMARC rested on in that one.';
+CREATE INDEX dmarc_day_domain ON dmarc_day (day, domain);
+COMMENT ON INDEX dmarc_day_domain IS 'What is the report of a domain to say?';
+
+CREATE FUNCTION dmarc_groups(p_day date, p_domain text DEFAULT NULL) RETURNS SETOF dmarc_day LANGUAGE sql STABLE AS $$
+    WITH bounds AS (
+        SELECT mailgate.id_at(p_day::timestamp AT TIME ZONE 'UTC') AS first_id,
+               mailgate.id_at((p_day + 1)::timestamp AT TIME ZONE 'UTC') AS end_id
+    ), told AS (
+        SELECT t.id, t.client_address, t.results, t.verdicts, d.value AS dmarc,
+               coalesce(lower(substring(t.reverse_path FROM '@([^@]+)$')), '') AS envelope_from
+        FROM mailgate.transaction t
+        CROSS JOIN bounds b
+        CROSS JOIN LATERAL jsonb_array_elements(t.results) AS d (value)
+        WHERE t.id >= b.first_id AND t.id < b.end_id
+          AND t.results IS NOT NULL
+          AND t.disposition NOT IN ('deferred', 'abandoned')
+          AND d.value ->> 'kind' = 'dmarc'
+          AND d.value ->> 'result' IN ('pass', 'fail')
+          AND d.value ->> 'policy_domain' <> ''
+          AND (p_domain IS NULL OR d.value ->> 'policy_domain' = p_domain)
+    ), described AS (
+        SELECT told.id, told.client_address, told.envelope_from, told.dmarc,
+               CASE WHEN dmarc ->> 'result' = 'pass' THEN 'pass'
+                    ELSE coalesce((SELECT v.value ->> 'verdict' FROM jsonb_array_elements(told.verdicts) AS v (value)
+                                   WHERE v.value ->> 'policy' = 'dmarc'
+                                     AND v.value ->> 'verdict' IN ('quarantine', 'reject') LIMIT 1), 'none')
+               END AS disposition,
+               coalesce((SELECT jsonb_agg(jsonb_build_object('reason', r.value ->> 'reason',
+                                                             'comment', r.value ->> 'comment'))
+                         FROM jsonb_array_elements(told.results) AS r (value)
+                         WHERE r.value ->> 'kind' = 'override'), '[]') AS reasons,
+               coalesce((SELECT jsonb_agg(jsonb_build_object(
+                                    'kind', r.value ->> 'kind', 'domain', r.value ->> 'domain',
+                                    'selector', coalesce(r.value ->> 'selector', ''), 'result', r.value ->> 'result',
+                                    'problem', coalesce(left(r.value ->> 'problem', 200), '')) ORDER BY r.place)
+                         FROM jsonb_array_elements(told.results) WITH ORDINALITY AS r (value, place)
+                         WHERE coalesce(r.value ->> 'domain', '') <> ''
+                           AND (r.value ->> 'kind' = 'dkim'
+                                OR r.value ->> 'kind' = 'spf' AND r.value ->> 'identity' = 'mailfrom')), '[]') AS results
+        FROM told
+    )
+    SELECT p_day, dmarc ->> 'policy_domain', client_address, count(*), disposition,
+           coalesce((dmarc ->> 'aligned_dkim')::boolean, false), coalesce((dmarc ->> 'aligned_spf')::boolean, false),
+           dmarc ->> 'author_domain', envelope_from, reasons, results, max(id),
+           (array_agg(coalesce(dmarc -> 'answers', '[]') ORDER BY id DESC))[1]
+    FROM described
+    GROUP BY 2, 3, 5, 6, 7, 8, 9, 10, 11
+$$;
+COMMENT ON FUNCTION dmarc_groups(date, text) IS 'The rows of dmarc_day for that day, from the record: of one domain, or of all (NULL).';
+
+CREATE FUNCTION collect_dmarc_day(p_day date) RETURNS boolean LANGUAGE plpgsql AS $$
+BEGIN
+    IF NOT pg_try_advisory_xact_lock(1836345701, -2) THEN
+        RETURN false;
+    END IF;
+    INSERT INTO mailgate.report_cursor (name, message_id) VALUES ('dmarc-day', 0) ON CONFLICT DO NOTHING;
+    UPDATE mailgate.report_cursor SET message_id = p_day - date '2020-01-01'
+    WHERE name = 'dmarc-day' AND message_id < p_day - date '2020-01-01';
+    IF FOUND THEN
+        DELETE FROM mailgate.dmarc_day WHERE day < p_day - 2;
+        INSERT INTO mailgate.dmarc_day SELECT * FROM mailgate.dmarc_groups(p_day);
+    END IF;
+    RETURN true;
+END
+$$;
+COMMENT ON FUNCTION collect_dmarc_day(date) IS 'Fills dmarc_day for that day, once. False where another node is at it.';
+
+CREATE FUNCTION send_own(
+    p_id bigint, p_header_from text, p_subject text, p_header_message_id text, p_content bytea, p_sha256 bytea,
+    p_sender text, p_recipients text[], p_local_keys text[], p_domains text[]
+) RETURNS void LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    place integer;
+    found record;
+    announced bigint;
+BEGIN
+    INSERT INTO mailgate.message (id, received_at, reverse_path, header_from, subject, header_message_id, trace, content,
+                                  size_octets, sha256)
+    VALUES (p_id, now(), '', p_header_from, p_subject, p_header_message_id, '', p_content, octet_length(p_content),
+            p_sha256);
+    FOR place IN 1..cardinality(p_recipients) LOOP
+        FOR found IN
+            SELECT r.* FROM mailgate.resolve(p_local_keys[place], p_domains[place],
+                                             (mailgate.split_address(p_recipients[place])).local_part) AS r
+        LOOP
+            IF found.kind = 'mailbox' AND found.is_enabled THEN
+                WITH taken AS (
+                    UPDATE mailgate.mailbox_usage u
+                    SET uid_next = u.uid_next + 1, messages = u.messages + 1, octets = u.octets + octet_length(p_content)
+                    WHERE u.mailbox_id = found.mailbox_id
+                      AND NOT EXISTS (SELECT FROM mailgate.delivery d
+                                      WHERE d.message_id = p_id AND d.mailbox_id = found.mailbox_id)
+                    RETURNING u.mailbox_id, u.uid_next - 1 AS uid
+                ), delivered AS (
+                    INSERT INTO mailgate.delivery (mailbox_id, uid, message_id, delivered_at)
+                    SELECT mailbox_id, uid, p_id, now() FROM taken
+                    RETURNING mailbox_id, uid
+                )
+                SELECT count(pg_notify('newmail', format('{"mailbox":%s,"uid":%s}', mailbox_id, uid))) INTO announced
+                FROM delivered;
+            ELSIF found.kind IN ('forward', 'not_ours') THEN
+                INSERT INTO mailgate.queue (message_id, recipient, recipient_position, domain, reverse_path, sender,
+                                            created_at, due_at)
+                SELECT p_id, a.address, place - 1, (mailgate.split_address(a.address)).domain_name, '', p_sender, now(),
+                       now()
+                FROM (SELECT CASE found.kind WHEN 'not_ours' THEN p_recipients[place]
+                                             ELSE found.local_part || '@' || found.domain_name END AS address) AS a;
+            END IF;
+        END LOOP;
+    END LOOP;
+    PERFORM pg_notify('queue', '');
+END
+$$;
+COMMENT ON FUNCTION send_own IS 'Makes a message of our own, from the null path: a row, a delivery for each mailbox of ours that a recipient leads to, and a row of the queue for each address elsewhere. p_local_keys and p_domains are the recipients'' parts, folded. A recipient that leads nowhere gets nothing.';
+
+CREATE FUNCTION send_report(
+    p_kind text, p_domain text, p_day date, p_report_id text, p_addresses text[],
+    p_id bigint, p_header_from text, p_subject text, p_header_message_id text, p_content bytea, p_sha256 bytea,
+    p_recipients text[], p_local_keys text[], p_domains text[]
+) RETURNS boolean LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO mailgate.report_sent (kind, domain, day, report_id, recipients, message_id)
+    VALUES (p_kind, p_domain, p_day, p_report_id, p_addresses,
+            CASE WHEN p_recipients <> '{}' THEN p_id END)
+    ON CONFLICT DO NOTHING;
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    IF p_recipients <> '{}' THEN
+        PERFORM mailgate.send_own(p_id, p_header_from, p_subject, p_header_message_id, p_content, p_sha256, 'mailgate',
+                                  p_recipients, p_local_keys, p_domains);
+    END IF;
+    RETURN true;
+END
+$$;
+COMMENT ON FUNCTION send_report IS 'Sends a report, and notes it in the same transaction. False, and nothing done, where that was done before.';
 
 -- ---------------------------------------------------------------- exactly once
 
@@ -988,6 +1183,93 @@ RETURN EXISTS (
       AND l.classid = 1836345701 AND l.objid = instance_is_alive.instance::oid
 );
 COMMENT ON FUNCTION instance_is_alive(integer) IS 'Whether a process holds the advisory lock (1836345701, instance): "mate" in ASCII.';
+
+-- ---------------------------------------------------------------- the queue
+--
+-- A row is written with its message, and notified on the channel `queue`. From then on (see mailgate.storage.queue):
+--
+--     claim_queue     a row that is ready, and whose destination is well, is leased to one instance
+--     claim_overdue   so is a row whose sender is to be told something, whatever its destination
+--     settle_queue    the row goes, or it waits for the next attempt; with what was tried, and notices to senders
+--     renew_leases    a lease lasts while its instance is at the row
+--     release_leases  what nobody is at any more is ready again
+--
+-- Times are the caller's clock: p_now is seconds since the epoch.
+
+CREATE FUNCTION enqueue(p_rows jsonb, p_skipped bigint[]) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    is_ready_now boolean;
+BEGIN
+    WITH added AS (
+        INSERT INTO mailgate.queue (message_id, recipient, recipient_position, domain, reverse_path, sender, notify,
+                                    orcpt, ret, envid, is_eight_bit, is_smtputf8, requires_tls, tls_is_optional,
+                                    deliver_by, deliver_by_mode, size_octets, done, created_at, starts_at, due_at,
+                                    is_ready)
+        SELECT n.message_id, n.recipient, n.recipient_position, n.domain, n.reverse_path, n.sender, n.notify,
+               n.orcpt, n.ret, n.envid, coalesce(n.is_eight_bit, false), coalesce(n.is_smtputf8, false),
+               coalesce(n.requires_tls, false), coalesce(n.tls_is_optional, false),
+               to_timestamp(n.deliver_by), n.deliver_by_mode, n.size_octets, n.done, to_timestamp(n.created_at),
+               to_timestamp(coalesce(n.starts_at, n.created_at)), to_timestamp(coalesce(n.starts_at, n.created_at)),
+               coalesce(n.starts_at <= n.created_at, true)
+        FROM jsonb_to_recordset(p_rows) AS n (
+            message_id bigint, recipient text, recipient_position integer, domain text, reverse_path text, sender text,
+            notify text[], orcpt text, ret text, envid text, is_eight_bit boolean, is_smtputf8 boolean,
+            requires_tls boolean, tls_is_optional boolean, deliver_by double precision, deliver_by_mode text,
+            size_octets bigint, done text, created_at double precision, starts_at double precision)
+        WHERE n.message_id <> ALL (p_skipped)
+        RETURNING is_ready
+    )
+    SELECT bool_or(is_ready) INTO is_ready_now FROM added;
+    IF is_ready_now THEN
+        PERFORM pg_notify('queue', '');
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION enqueue(jsonb, bigint[]) IS 'Puts recipients of messages into the queue, those of some messages excepted; an array of objects whose keys are columns, times as seconds since the epoch.';
+
+CREATE FUNCTION deliver_messages(
+    d_message bigint[],
+    d_mailbox integer[],
+    d_folder text[],
+    d_detail text[],
+    d_size_octets bigint[],
+    d_received_at double precision[],
+    p_skipped bigint[],
+    OUT usage_mailbox integer[],
+    OUT usage_octets bigint[]
+) LANGUAGE plpgsql AS $$
+BEGIN
+    -- The UIDs of a mailbox belong to whoever has locked its row. Locked in the order of mailbox_id.
+    WITH new AS MATERIALIZED (
+        SELECT n.*, row_number() OVER (PARTITION BY n.mailbox_id ORDER BY n.place) AS place_in_mailbox
+        FROM unnest(d_message, d_mailbox, d_folder, d_detail, d_size_octets, d_received_at) WITH ORDINALITY
+             AS n (message_id, mailbox_id, folder, detail, size_octets, received_at, place)
+        WHERE n.message_id <> ALL (p_skipped)
+    ), total AS (
+        SELECT mailbox_id, count(*) AS messages, sum(size_octets)::bigint AS octets FROM new GROUP BY mailbox_id
+    ), locked AS MATERIALIZED (
+        SELECT mailbox_id FROM mailgate.mailbox_usage
+        WHERE mailbox_id = ANY (d_mailbox) ORDER BY mailbox_id FOR NO KEY UPDATE
+    ), taken AS (
+        UPDATE mailgate.mailbox_usage u
+        SET uid_next = u.uid_next + t.messages, messages = u.messages + t.messages, octets = u.octets + t.octets
+        FROM locked JOIN total t USING (mailbox_id)
+        WHERE u.mailbox_id = locked.mailbox_id
+        RETURNING u.mailbox_id, u.uid_next - t.messages AS first_uid, u.octets
+    ), delivered AS (
+        INSERT INTO mailgate.delivery (mailbox_id, uid, message_id, folder, detail, delivered_at)
+        SELECT n.mailbox_id, t.first_uid + n.place_in_mailbox - 1, n.message_id, n.folder, n.detail,
+               to_timestamp(n.received_at)
+        FROM new n LEFT JOIN taken t USING (mailbox_id)
+        RETURNING mailbox_id, uid
+    ), announced AS (
+        SELECT count(pg_notify('newmail', format('{"mailbox":%s,"uid":%s}', mailbox_id, uid))) FROM delivered
+    )
+    SELECT array_agg(mailbox_id), array_agg(octets) INTO usage_mailbox, usage_octets
+    FROM taken CROSS JOIN announced;
+END
+$$;
+COMMENT ON FUNCTION deliver_messages IS 'Puts messages into mailboxes, those of some messages excepted; gives what the mailboxes hold then.';
 
 CREATE FUNCTION accept_messages(
     -- scalars
@@ -1043,11 +1325,8 @@ CREATE FUNCTION accept_messages(
     d_detail text[],
     d_size_octets bigint[],
     d_received_at double precision[],
-    -- one element a queue row
-    q_message bigint[],
-    q_recipient text[],
-    q_position integer[],
-    q_received_at double precision[],
+    -- recipients elsewhere, as for enqueue
+    p_queue jsonb,
     -- one element a DNS answer that is not known to be here, in the order of digests
     a_digest bigint[],
     a_name text[],
@@ -1084,7 +1363,10 @@ BEGIN
     END IF;
 
     -- Repeated by us, because the answer to COMMIT was lost: what is here already is stored, and nothing else happens.
-    SELECT array_agg(m.id) INTO known FROM mailgate.message m WHERE m.id = ANY (p_id);
+    -- A message that was sent on since is gone; but its client has not heard of it, so it is still in unconfirmed.
+    SELECT array_agg(o.id) INTO known FROM (
+        SELECT m.id FROM mailgate.message m WHERE m.id = ANY (p_id)
+        UNION SELECT u.transaction_id FROM mailgate.unconfirmed u WHERE u.transaction_id = ANY (p_id)) AS o;
     IF known IS NOT NULL THEN
         IF EXISTS (
             SELECT FROM unnest(p_id, p_session_id, p_sha256) AS n (id, session_id, sha256)
@@ -1093,6 +1375,11 @@ BEGIN
             WHERE m.sha256 <> n.sha256 OR t.session_id IS DISTINCT FROM n.session_id
         ) THEN
             RAISE unique_violation USING MESSAGE = 'the id of a new message is taken by another one';
+        END IF;
+        IF p_content IS NULL THEN
+            DELETE FROM mailgate.message_piece p
+            WHERE p.message_id = ANY (known)
+              AND NOT EXISTS (SELECT FROM mailgate.message m WHERE m.id = p.message_id);
         END IF;
         skipped := known;
     END IF;
@@ -1194,46 +1481,439 @@ BEGIN
         ON CONFLICT DO NOTHING;
     END IF;
 
-    -- The UIDs of a mailbox belong to whoever has locked its row. Locked in the order of mailbox_id.
-    WITH new AS MATERIALIZED (
-        SELECT n.*, row_number() OVER (PARTITION BY n.mailbox_id ORDER BY n.place) AS place_in_mailbox
-        FROM unnest(d_message, d_mailbox, d_folder, d_detail, d_size_octets, d_received_at) WITH ORDINALITY
-             AS n (message_id, mailbox_id, folder, detail, size_octets, received_at, place)
-        WHERE n.message_id <> ALL (skipped)
-    ), total AS (
-        SELECT mailbox_id, count(*) AS messages, sum(size_octets)::bigint AS octets FROM new GROUP BY mailbox_id
-    ), locked AS MATERIALIZED (
-        SELECT mailbox_id FROM mailgate.mailbox_usage
-        WHERE mailbox_id = ANY (d_mailbox) ORDER BY mailbox_id FOR NO KEY UPDATE
-    ), taken AS (
-        UPDATE mailgate.mailbox_usage u
-        SET uid_next = u.uid_next + t.messages, messages = u.messages + t.messages, octets = u.octets + t.octets
-        FROM locked JOIN total t USING (mailbox_id)
-        WHERE u.mailbox_id = locked.mailbox_id
-        RETURNING u.mailbox_id, u.uid_next - t.messages AS first_uid, u.octets
-    ), delivered AS (
-        INSERT INTO mailgate.delivery (mailbox_id, uid, message_id, folder, detail, delivered_at)
-        SELECT n.mailbox_id, t.first_uid + n.place_in_mailbox - 1, n.message_id, n.folder, n.detail,
-               to_timestamp(n.received_at)
-        FROM new n LEFT JOIN taken t USING (mailbox_id)
-        RETURNING mailbox_id, uid
-    ), announced AS (
-        SELECT count(pg_notify('newmail', format('{"mailbox":%s,"uid":%s}', mailbox_id, uid))) FROM delivered
-    )
-    SELECT array_agg(mailbox_id), array_agg(octets) INTO usage_mailbox, usage_octets
-    FROM taken CROSS JOIN announced;
-
-    IF q_message <> '{}' THEN
-        INSERT INTO mailgate.queue (message_id, recipient, recipient_position, domain, reverse_path, sender, created_at,
-                                    due_at)
-        SELECT n.message_id, n.recipient, n.position, (mailgate.split_address(n.recipient)).domain_name, '', '',
-               to_timestamp(n.received_at), to_timestamp(n.received_at)
-        FROM unnest(q_message, q_recipient, q_position, q_received_at) AS n (message_id, recipient, position, received_at)
-        WHERE n.message_id <> ALL (skipped);
+    SELECT u.usage_mailbox, u.usage_octets INTO usage_mailbox, usage_octets
+    FROM mailgate.deliver_messages(d_message, d_mailbox, d_folder, d_detail, d_size_octets, d_received_at, skipped) AS u;
+    IF p_queue <> '[]' THEN
+        PERFORM mailgate.enqueue(p_queue, skipped);
     END IF;
 END
 $$;
 COMMENT ON FUNCTION accept_messages IS 'Makes a batch of messages ours, all tables in one statement. Repeating it changes nothing.';
+
+CREATE FUNCTION claim_queue(
+    p_instance integer,
+    p_claim bigint,
+    p_now double precision,
+    p_lease_seconds double precision,
+    p_at_most integer,
+    p_octets bigint,  -- of content; the last row may exceed it
+    p_inline_octets bigint,
+    p_per_destination integer,
+    p_skipped text[],  -- destinations that the instance has enough of
+    p_skipped_senders text[],
+    p_after_sender text,  -- where the last claim ended
+    p_senders text[],  -- and where it ended with each of these
+    p_after_domains text[]
+) RETURNS integer LANGUAGE plpgsql AS $$
+DECLARE
+    max_senders CONSTANT integer := 50;
+    max_steps CONSTANT integer := 2000;
+    max_shaky CONSTANT integer := 5;
+    moment CONSTANT timestamptz := to_timestamp(p_now);
+    away text[];  -- destinations that nothing is sent to now
+    shaky text[];  -- and those that were in trouble: a few messages show whether they still are
+    senders text[] := '{}';
+    last_sender text := p_after_sender;
+    next_sender text;
+    after_domain text;
+    last_domain text;
+    next_domain text;
+    is_second_round boolean := false;
+    quota integer;
+    taken bigint[];
+    taken_octets bigint;
+    total integer := 0;
+    total_octets bigint := 0;
+    steps integer := 0;
+BEGIN
+    UPDATE mailgate.queue q SET is_ready = true
+    FROM (SELECT o.id FROM mailgate.queue o
+          WHERE NOT o.is_ready AND NOT o.is_held AND o.leased_by IS NULL AND o.due_at <= moment
+          ORDER BY o.due_at LIMIT 2 * p_at_most FOR UPDATE SKIP LOCKED) AS woken
+    WHERE q.id = woken.id;
+
+    SELECT coalesce(array_agg(d.name) FILTER (WHERE d.is_paused OR d.backed_off_until > moment), '{}'),
+           coalesce(array_agg(d.name) FILTER (WHERE d.failures > 0), '{}')
+    INTO away, shaky FROM mailgate.destination d;
+    away := away || p_skipped;
+
+    -- The next senders in the order of names, round and round.
+    WHILE cardinality(senders) < max_senders LOOP
+        SELECT q.sender INTO next_sender FROM mailgate.queue q
+        WHERE q.is_ready AND NOT q.is_held AND q.leased_by IS NULL AND q.sender > last_sender
+        ORDER BY q.sender LIMIT 1;
+        IF next_sender IS NULL THEN
+            EXIT WHEN is_second_round OR p_after_sender = '';
+            is_second_round := true;
+            last_sender := '';
+            CONTINUE;
+        END IF;
+        EXIT WHEN is_second_round AND next_sender > p_after_sender;
+        last_sender := next_sender;
+        IF next_sender <> ALL (p_skipped_senders) THEN
+            senders := senders || next_sender;
+        END IF;
+    END LOOP;
+
+    FOR i IN 1..cardinality(senders) LOOP
+        EXIT WHEN total >= p_at_most OR total_octets >= p_octets OR steps >= max_steps;
+        -- What the senders before have left of their shares goes to the others.
+        quota := ceil((p_at_most - total)::numeric / (cardinality(senders) - i + 1));
+        after_domain := coalesce(p_after_domains[array_position(p_senders, senders[i])], '');
+        last_domain := after_domain;
+        is_second_round := false;
+        -- Their destinations likewise.
+        WHILE quota > 0 AND total_octets < p_octets AND steps < max_steps LOOP
+            steps := steps + 1;
+            SELECT q.domain INTO next_domain FROM mailgate.queue q
+            WHERE q.is_ready AND NOT q.is_held AND q.leased_by IS NULL AND q.sender = senders[i]
+              AND q.domain > last_domain
+            ORDER BY q.domain LIMIT 1;
+            IF next_domain IS NULL THEN
+                EXIT WHEN is_second_round OR after_domain = '';
+                is_second_round := true;
+                last_domain := '';
+                CONTINUE;
+            END IF;
+            EXIT WHEN is_second_round AND next_domain > after_domain;
+            last_domain := next_domain;
+            CONTINUE WHEN next_domain = ANY (away);
+            WITH found AS MATERIALIZED (
+                SELECT q.id, q.message_id, q.size_octets FROM mailgate.queue q
+                WHERE q.is_ready AND NOT q.is_held AND q.leased_by IS NULL AND q.sender = senders[i]
+                  AND q.domain = next_domain
+                ORDER BY q.id
+                LIMIT least(quota, CASE WHEN next_domain = ANY (shaky) THEN max_shaky ELSE p_per_destination END)
+                FOR UPDATE SKIP LOCKED
+            ), sized AS (
+                SELECT f.id,
+                       CASE WHEN row_number() OVER (PARTITION BY f.message_id ORDER BY f.id) = 1
+                            THEN least(f.size_octets, p_inline_octets) ELSE 0 END AS octets
+                FROM found f
+            ), summed AS (
+                SELECT s.id, s.octets, sum(s.octets) OVER (ORDER BY s.id) - s.octets AS before FROM sized s
+            )
+            SELECT array_agg(s.id), sum(s.octets) INTO taken, taken_octets
+            FROM summed s WHERE total_octets + s.before < p_octets;
+            CONTINUE WHEN taken IS NULL;
+            UPDATE mailgate.queue q
+            SET leased_by = p_instance, claim = p_claim, leased_until = moment + make_interval(secs => p_lease_seconds)
+            WHERE q.id = ANY (taken);
+            quota := quota - cardinality(taken);
+            total := total + cardinality(taken);
+            total_octets := total_octets + taken_octets;
+        END LOOP;
+    END LOOP;
+    RETURN total;
+END
+$$;
+COMMENT ON FUNCTION claim_queue IS 'Leases rows that are ready to an instance, in fair shares to senders and round their destinations; gives how many. The work goes by what is taken and by how many destinations are passed over, not by what waits for these.';
+
+CREATE FUNCTION claim_overdue(
+    p_instance integer,
+    p_claim bigint,
+    p_now double precision,
+    p_lease_seconds double precision,
+    p_delay_seconds double precision,
+    p_give_up_seconds double precision,
+    p_at_most integer
+) RETURNS integer LANGUAGE plpgsql AS $$
+DECLARE
+    moment CONSTANT timestamptz := to_timestamp(p_now);
+    late bigint[];
+    delayed bigint[];
+    expired bigint[];
+    taken bigint[];
+BEGIN
+    SELECT array_agg(o.id) INTO late FROM (
+        SELECT q.id FROM mailgate.queue q
+        WHERE q.deliver_by IS NOT NULL AND NOT q.is_held AND q.leased_by IS NULL AND q.deliver_by <= moment
+        ORDER BY q.deliver_by LIMIT p_at_most FOR UPDATE SKIP LOCKED) AS o;
+    SELECT array_agg(o.id) INTO delayed FROM (
+        SELECT q.id FROM mailgate.queue q
+        WHERE q.delayed_at IS NULL AND NOT q.is_held AND q.leased_by IS NULL
+          AND q.starts_at <= moment - make_interval(secs => p_delay_seconds)
+        ORDER BY q.starts_at LIMIT p_at_most FOR UPDATE SKIP LOCKED) AS o;
+    -- What can be tried is tried a last time, and given up when that has failed.
+    SELECT array_agg(o.id) INTO expired FROM (
+        SELECT q.id FROM mailgate.queue q
+        WHERE q.delayed_at IS NOT NULL AND NOT q.is_held AND q.leased_by IS NULL
+          AND q.starts_at <= moment - make_interval(secs => p_give_up_seconds)
+          AND EXISTS (SELECT FROM mailgate.destination d
+                      WHERE d.name = q.domain AND (d.is_paused OR d.backed_off_until > moment))
+        ORDER BY q.starts_at LIMIT p_at_most FOR UPDATE SKIP LOCKED) AS o;
+    UPDATE mailgate.queue q
+    SET leased_by = p_instance, claim = p_claim, leased_until = moment + make_interval(secs => p_lease_seconds)
+    FROM (SELECT DISTINCT unnest(late || delayed || expired) AS id) AS o
+    WHERE q.id = o.id;
+    GET DIAGNOSTICS p_at_most = ROW_COUNT;
+    RETURN p_at_most;
+END
+$$;
+COMMENT ON FUNCTION claim_overdue IS 'Leases rows whose senders are due a notice to an instance, be their destinations well or not; gives how many.';
+
+CREATE FUNCTION leased_rows(p_instance integer, p_claim bigint, p_inline_octets bigint)
+RETURNS TABLE (
+    id bigint,
+    message_id bigint,
+    recipient text,
+    domain text,
+    reverse_path text,
+    sender text,
+    notify text,  -- words, a blank between them
+    orcpt text,
+    ret text,
+    envid text,
+    is_eight_bit boolean,
+    is_smtputf8 boolean,
+    requires_tls boolean,
+    tls_is_optional boolean,
+    deliver_by double precision,
+    deliver_by_mode text,
+    size_octets bigint,
+    done text,
+    created_at double precision,
+    starts_at double precision,
+    is_delayed boolean,
+    attempts integer,
+    last_attempt_at double precision,
+    last_status text,
+    last_reply text,
+    trace bytea,
+    content bytea
+) LANGUAGE sql STABLE AS $$
+    SELECT q.id, q.message_id, q.recipient, q.domain, q.reverse_path, q.sender, array_to_string(q.notify, ' '), q.orcpt,
+           q.ret, q.envid, q.is_eight_bit, q.is_smtputf8, q.requires_tls, q.tls_is_optional,
+           extract(epoch FROM q.deliver_by)::double precision, q.deliver_by_mode, q.size_octets, q.done,
+           extract(epoch FROM q.created_at)::double precision, extract(epoch FROM q.starts_at)::double precision,
+           q.delayed_at IS NOT NULL, q.attempts, extract(epoch FROM q.last_attempt_at)::double precision, q.last_status,
+           q.last_reply, m.trace, CASE WHEN q.size_octets <= p_inline_octets THEN m.content END
+    FROM (SELECT o.*, row_number() OVER (PARTITION BY o.message_id ORDER BY o.id) AS place
+          FROM mailgate.queue o WHERE o.leased_by = p_instance AND o.claim = p_claim) AS q
+    LEFT JOIN mailgate.message m ON m.id = q.message_id AND q.place = 1
+    ORDER BY q.id
+$$;
+COMMENT ON FUNCTION leased_rows IS 'What a claim has taken, in order; the first row of each message with its trace, and with its content if that is small.';
+
+CREATE FUNCTION queued_piece(p_message_id bigint, p_position integer, p_octets integer) RETURNS bytea
+LANGUAGE sql STABLE
+RETURN (
+    SELECT CASE WHEN m.content IS NULL
+                THEN (SELECT p.octets FROM mailgate.message_piece p
+                      WHERE p.message_id = m.id AND p.position = p_position)
+                ELSE substring(m.content FROM p_position * p_octets + 1 FOR p_octets) END
+    FROM mailgate.message m WHERE m.id = p_message_id
+);
+COMMENT ON FUNCTION queued_piece IS 'A piece of a content: as it is kept, or so many octets of it; empty or NULL behind the last.';
+
+CREATE FUNCTION settle_queue(
+    p_instance integer,
+    p_node text,
+    p_now double precision,
+    -- rows that are at their end: delivered, or failed
+    e_id bigint[],
+    e_claim bigint[],
+    e_is_delivered boolean[],
+    -- rows that stay, an array of objects: id, claim, due_at (NULL: nothing was tried, and it is due as before), status,
+    -- reply, is_attempt, is_delayed, is_deliver_by_over
+    p_kept jsonb,
+    -- one element an attempt
+    a_transaction_id bigint[],
+    a_queue_id bigint[],
+    a_recipient text[],
+    a_attempted_at double precision[],
+    a_duration_seconds real[],
+    a_result text[],
+    a_status text[],
+    a_reply text[],
+    a_is_remote boolean[],
+    a_is_ambiguous boolean[],
+    a_host text[],
+    a_address text[],
+    a_port integer[],
+    a_tls_version text[],
+    a_tls_cipher text[],
+    a_tls_is_verified boolean[],
+    a_tls_source text[],
+    -- destinations, an array of objects: name, reason (NULL: it is well again), first_seconds, longest_seconds
+    p_destinations jsonb,
+    -- one element a notice
+    m_id bigint[],
+    m_header_from text[],
+    m_subject text[],
+    m_header_message_id text[],
+    m_trace bytea[],
+    m_size_octets bigint[],
+    m_sha256 bytea[],
+    m_content bytea[],
+    -- one element a row that a notice is about
+    k_notice bigint[],
+    k_queue_id bigint[],
+    k_claim bigint[],
+    k_is_delivered boolean[],
+    -- one element a notice that goes to a mailbox of ours
+    d_message bigint[],
+    d_mailbox integer[],
+    d_folder text[],
+    d_detail text[],
+    d_size_octets bigint[],
+    d_received_at double precision[],
+    -- notices that go elsewhere, as for enqueue
+    p_queue jsonb,
+    OUT disowned bigint[],  -- notices that were not made: another instance has a row that they are about
+    OUT usage_mailbox integer[],
+    OUT usage_octets bigint[]
+) LANGUAGE plpgsql AS $$
+DECLARE
+    moment CONSTANT timestamptz := to_timestamp(p_now);
+    not_ended bigint[] := '{}';
+    left_messages bigint[];
+BEGIN
+    disowned := '{}';
+    IF m_id <> '{}' THEN
+        -- A notice is made together with what it tells of, or not at all: so there is exactly one.
+        PERFORM FROM mailgate.queue q WHERE q.id = ANY (k_queue_id) ORDER BY q.id FOR UPDATE;
+        SELECT coalesce(array_agg(DISTINCT k.notice), '{}') INTO disowned
+        FROM unnest(k_notice, k_queue_id, k_claim, k_is_delivered) AS k (notice, queue_id, claim, is_delivered)
+        WHERE NOT EXISTS (
+            SELECT FROM mailgate.queue q
+            WHERE q.id = k.queue_id AND (k.is_delivered OR (q.leased_by = p_instance AND q.claim = k.claim)));
+        IF disowned <> '{}' THEN
+            SELECT coalesce(array_agg(k.queue_id), '{}') INTO not_ended
+            FROM unnest(k_notice, k_queue_id, k_is_delivered) AS k (notice, queue_id, is_delivered)
+            WHERE k.notice = ANY (disowned) AND NOT k.is_delivered;
+            UPDATE mailgate.queue q SET leased_by = NULL, claim = NULL, leased_until = NULL
+            FROM unnest(k_queue_id, k_claim) AS k (queue_id, claim)
+            WHERE q.id = k.queue_id AND q.id = ANY (not_ended) AND q.leased_by = p_instance AND q.claim = k.claim;
+        END IF;
+    END IF;
+
+    WITH ended AS (
+        DELETE FROM mailgate.queue q
+        USING unnest(e_id, e_claim, e_is_delivered) AS e (id, claim, is_delivered)
+        WHERE q.id = e.id AND (e.is_delivered OR (q.leased_by = p_instance AND q.claim = e.claim))
+          AND q.id <> ALL (not_ended)
+        RETURNING q.message_id
+    )
+    SELECT array_agg(DISTINCT message_id) INTO left_messages FROM ended;
+
+    IF p_kept <> '[]' THEN
+        UPDATE mailgate.queue q
+        SET leased_by = NULL, claim = NULL, leased_until = NULL,
+            due_at = coalesce(to_timestamp(k.due_at), q.due_at),
+            is_ready = CASE WHEN k.due_at IS NULL THEN q.is_ready ELSE k.due_at <= p_now END,
+            delayed_at = CASE WHEN k.is_delayed THEN moment ELSE q.delayed_at END,
+            deliver_by = CASE WHEN k.is_deliver_by_over THEN NULL ELSE q.deliver_by END,
+            attempts = q.attempts + coalesce(k.is_attempt, false)::integer,
+            last_attempt_at = CASE WHEN k.is_attempt THEN moment ELSE q.last_attempt_at END,
+            last_status = coalesce(k.status, q.last_status),
+            last_reply = coalesce(k.reply, q.last_reply)
+        FROM jsonb_to_recordset(p_kept) AS k (id bigint, claim bigint, due_at double precision, status text, reply text,
+                                              is_attempt boolean, is_delayed boolean, is_deliver_by_over boolean)
+        WHERE q.id = k.id AND q.leased_by = p_instance AND q.claim = k.claim AND q.id <> ALL (not_ended);
+    END IF;
+
+    IF a_queue_id <> '{}' THEN
+        INSERT INTO mailgate.attempt (transaction_id, queue_id, recipient, attempted_at, duration_seconds, node, result,
+                                      status, reply, is_remote, is_ambiguous, host, address, port, tls_version,
+                                      tls_cipher, tls_is_verified, tls_source)
+        SELECT a.transaction_id, a.queue_id, a.recipient, to_timestamp(a.attempted_at), a.duration_seconds, p_node,
+               a.result, a.status, a.reply, a.is_remote, a.is_ambiguous, a.host, a.address, a.port, a.tls_version,
+               a.tls_cipher, a.tls_is_verified, a.tls_source
+        FROM unnest(a_transaction_id, a_queue_id, a_recipient, a_attempted_at, a_duration_seconds, a_result, a_status,
+                    a_reply, a_is_remote, a_is_ambiguous, a_host, a_address, a_port, a_tls_version, a_tls_cipher,
+                    a_tls_is_verified, a_tls_source)
+             AS a (transaction_id, queue_id, recipient, attempted_at, duration_seconds, result, status, reply, is_remote,
+                   is_ambiguous, host, address, port, tls_version, tls_cipher, tls_is_verified, tls_source)
+        ON CONFLICT DO NOTHING;
+    END IF;
+
+    IF m_id <> '{}' THEN
+        INSERT INTO mailgate.message (id, received_at, reverse_path, header_from, subject, header_message_id, trace,
+                                      content, size_octets, sha256)
+        SELECT n.id, moment, '', n.header_from, n.subject, n.header_message_id, n.trace, n.content, n.size_octets,
+               n.sha256
+        FROM unnest(m_id, m_header_from, m_subject, m_header_message_id, m_trace, m_size_octets, m_sha256, m_content)
+             AS n (id, header_from, subject, header_message_id, trace, size_octets, sha256, content)
+        WHERE n.id <> ALL (disowned);
+        SELECT u.usage_mailbox, u.usage_octets INTO usage_mailbox, usage_octets
+        FROM mailgate.deliver_messages(d_message, d_mailbox, d_folder, d_detail, d_size_octets, d_received_at,
+                                       disowned) AS u;
+        PERFORM mailgate.enqueue(p_queue, disowned);
+    END IF;
+
+    IF p_destinations <> '[]' THEN
+        -- Trouble that two instances have at the same time counts once. Locked in the order of names.
+        INSERT INTO mailgate.destination AS d (name, failures, backed_off_until, reason, changed_at)
+        SELECT n.name, 1, moment + make_interval(secs => n.first_seconds), n.reason, moment
+        FROM jsonb_to_recordset(p_destinations) AS n (name text, reason text, first_seconds double precision)
+        WHERE n.reason IS NOT NULL
+        ORDER BY n.name
+        ON CONFLICT (name) DO NOTHING;
+        UPDATE mailgate.destination d
+        SET failures = CASE WHEN n.reason IS NULL THEN 0 ELSE d.failures + 1 END,
+            backed_off_until = CASE WHEN n.reason IS NOT NULL
+                THEN moment + make_interval(secs => least(n.longest_seconds, n.first_seconds * 2.0 ^ least(d.failures, 30)))
+                END,
+            reason = CASE WHEN n.reason IS NULL AND d.is_paused THEN d.reason ELSE n.reason END,
+            changed_at = moment
+        FROM (SELECT o.name AS locked FROM mailgate.destination o
+              WHERE o.name IN (SELECT j ->> 'name' FROM jsonb_array_elements(p_destinations) AS j)
+              ORDER BY o.name FOR UPDATE) AS l
+        JOIN jsonb_to_recordset(p_destinations)
+             AS n (name text, reason text, first_seconds double precision, longest_seconds double precision)
+          ON n.name = l.locked
+        WHERE d.name = l.locked AND (n.reason IS NULL OR d.backed_off_until IS NULL OR d.backed_off_until <= moment);
+        DELETE FROM mailgate.destination d
+        WHERE d.failures = 0 AND NOT d.is_paused
+          AND d.name IN (SELECT j ->> 'name' FROM jsonb_array_elements(p_destinations) AS j);
+    END IF;
+
+    IF left_messages IS NOT NULL THEN
+        DELETE FROM mailgate.message m
+        WHERE m.id = ANY (left_messages)
+          AND NOT EXISTS (SELECT FROM mailgate.delivery d WHERE d.message_id = m.id)
+          AND NOT EXISTS (SELECT FROM mailgate.queue q WHERE q.message_id = m.id);
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION settle_queue IS 'Writes what came of rows that an instance has leased, and the notices that tell of it. Repeating it changes nothing.';
+
+CREATE FUNCTION renew_leases(
+    p_instance integer,
+    p_claims bigint[],  -- what the instance is at
+    p_now double precision,
+    p_lease_seconds double precision,
+    p_dead integer[]  -- instances that seemed dead a while ago
+) RETURNS integer[] LANGUAGE plpgsql AS $$
+DECLARE
+    moment CONSTANT timestamptz := to_timestamp(p_now);
+    dead integer[];
+    released integer;
+BEGIN
+    UPDATE mailgate.queue q SET leased_until = moment + make_interval(secs => p_lease_seconds)
+    WHERE q.leased_by = p_instance AND q.claim = ANY (p_claims);
+    -- After a start of the server no instance has its lock back at once.
+    IF pg_postmaster_start_time() < clock_timestamp() - interval '30 seconds' THEN
+        SELECT array_agg(o.leased_by) INTO dead
+        FROM (SELECT DISTINCT q.leased_by FROM mailgate.queue q
+              WHERE q.leased_by IS NOT NULL AND q.leased_by <> p_instance) AS o
+        WHERE NOT mailgate.instance_is_alive(o.leased_by);
+    END IF;
+    UPDATE mailgate.queue q SET leased_by = NULL, claim = NULL, leased_until = NULL
+    WHERE q.leased_by IS NOT NULL
+      AND CASE WHEN q.leased_by = p_instance THEN q.claim <> ALL (p_claims)
+               ELSE q.leased_until < moment OR (q.leased_by = ANY (p_dead) AND q.leased_by = ANY (dead)) END;
+    GET DIAGNOSTICS released = ROW_COUNT;
+    IF released > 0 THEN
+        PERFORM pg_notify('queue', '');
+    END IF;
+    DELETE FROM mailgate.destination d
+    WHERE NOT d.is_paused AND coalesce(d.backed_off_until, d.changed_at) < moment - interval '1 day';
+    RETURN coalesce(dead, '{}');
+END
+$$;
+COMMENT ON FUNCTION renew_leases IS 'Keeps the leases of an instance, and ends those that nobody is at any more: of claims that it knows nothing of, of instances that have died or let their time run out. Gives the instances that seem dead; who has seemed so twice is.';
 
 -- ---------------------------------------------------------------- retention
 --
@@ -1745,6 +2425,59 @@ CREATE TRIGGER directory_is_changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE
     FOR EACH STATEMENT EXECUTE FUNCTION directory_is_changed();
 CREATE TRIGGER directory_is_changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON alias
     FOR EACH STATEMENT EXECUTE FUNCTION directory_is_changed();
+CREATE TRIGGER directory_is_changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON send_grant
+    FOR EACH STATEMENT EXECUTE FUNCTION directory_is_changed();
+
+-- ---------------------------------------------------------------- who may send as whom
+--
+-- An address is an account's own if it is named in a grant, or leads to the account's mailbox by names alone: it is the
+-- mailbox's, or an alias that leads to it, over other aliases or not, each with a detail or without. A catch-all and
+-- what postmaster falls back to are no names: they say who reads mail that is meant for nobody.
+
+CREATE FUNCTION name_in_domain(p_domain_id integer, p_separator text, p_local_part text)
+RETURNS text LANGUAGE sql STABLE STRICT
+RETURN CASE
+    WHEN EXISTS (SELECT FROM mailgate.alias a WHERE a.domain_id = p_domain_id AND a.local_part = p_local_part)
+      OR EXISTS (SELECT FROM mailgate.mailbox m WHERE m.domain_id = p_domain_id AND m.local_part = p_local_part)
+      OR p_separator = '' OR p_local_part ~ '[%!@]' OR strpos(p_local_part, p_separator) <= 1
+    THEN p_local_part
+    ELSE left(p_local_part, strpos(p_local_part, p_separator) - 1)
+END;
+COMMENT ON FUNCTION name_in_domain IS 'The name that a local part stands for, as resolve finds it: itself where there is such an alias or mailbox, else what stands before the separator.';
+
+CREATE FUNCTION sender_rights(account_local text, account_domain text, address_local text, address_domain text, address text)
+RETURNS TABLE (
+    mailbox_id integer,
+    is_enabled boolean,
+    sending_limit integer,
+    is_own boolean,
+    day date,
+    messages integer,
+    recipients integer
+) LANGUAGE sql STABLE AS $$
+    WITH RECURSIVE reached (domain_id, name) AS (
+        SELECT d.id, mailgate.name_in_domain(d.id, d.plus_separator, address_local)
+        FROM mailgate.domain d
+        WHERE d.name = address_domain AND d.is_enabled
+        UNION
+        SELECT d.id, mailgate.name_in_domain(d.id, d.plus_separator, mailgate.local_key(s.local_part))
+        FROM reached r
+        JOIN mailgate.alias a ON a.domain_id = r.domain_id AND a.local_part = r.name
+        CROSS JOIN LATERAL mailgate.split_address(a.target) AS s
+        JOIN mailgate.domain d ON d.name = s.domain_name AND d.is_enabled
+    )
+    SELECT m.id, m.is_enabled AND d.is_enabled, m.sending_limit,
+           EXISTS (SELECT FROM reached r WHERE r.domain_id = m.domain_id AND r.name = m.local_part)
+           OR EXISTS (SELECT FROM mailgate.send_grant g
+                      WHERE g.mailbox_id = m.id AND g.address IN (sender_rights.address, '@' || address_domain)),
+           today.day, coalesce(u.messages, 0), coalesce(u.recipients, 0)
+    FROM mailgate.domain d
+    JOIN mailgate.mailbox m ON m.domain_id = d.id
+    CROSS JOIN (SELECT (now() AT TIME ZONE 'UTC')::date) AS today (day)
+    LEFT JOIN mailgate.sending_usage u ON u.mailbox_id = m.id AND u.day = today.day
+    WHERE d.name = account_domain AND m.local_part = account_local
+$$;
+COMMENT ON FUNCTION sender_rights IS 'The account of that name, with what it has sent today, and whether an address is its own. No row where there is no such account. Local parts and domains are folded; address is both as one text, as in send_grant.';
 
 CREATE FUNCTION signing_keys_are_changed() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
