@@ -131,8 +131,7 @@ def _day(now: float) -> int:
 
 
 def _number(letters: str) -> int:
-    high, low = letters.lower()
-    return _LETTERS.index(high) << 5 | _LETTERS.index(low)
+    return _LETTERS.index(letters[0].lower()) << 5 | _LETTERS.index(letters[1].lower())
 
 
 def _is_domain(text: str) -> bool:
