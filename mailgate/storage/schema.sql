@@ -1006,7 +1006,7 @@ COMMENT ON COLUMN dmarc_day.day IS 'The day in UTC.';
 COMMENT ON COLUMN dmarc_day.domain IS 'Where the DMARC record was found: whom to tell.';
 COMMENT ON COLUMN dmarc_day.source IS 'The client.';
 COMMENT ON COLUMN dmarc_day.messages IS 'How many transactions were alike in all that follows.';
-COMMENT ON COLUMN dmarc_day.disposition IS 'What DMARC came to: pass, or what was done because it failed.';
+COMMENT ON COLUMN dmarc_day.disposition IS 'pass: DMARC passed. none: it failed, and nothing was done about it. quarantine: it failed, and Junk was asked for and done. reject: it failed, and was refused.';
 COMMENT ON COLUMN dmarc_day.aligned_dkim IS 'Whether DKIM passed for the author''s domain.';
 COMMENT ON COLUMN dmarc_day.aligned_spf IS 'Whether SPF passed for the author''s domain.';
 COMMENT ON COLUMN dmarc_day.header_from IS 'The author''s domain.';
