@@ -103,6 +103,7 @@ class ForwardDestination:
     """An address elsewhere that an alias leads to; kept for sending."""
 
     address: str
+    reverse_path: str | None = None  # what it is sent on with (SRS); None: as it came
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from mailgate.policy.verdict import Discard, Opinion, Quarantine
 from mailgate.smtp.trace import protocol_word
 from mailgate.storage import literal
 from mailgate.storage.queries import QUERIES
+from mailgate.storage.queued import QueueEntry, done_entry_of, entry_of, queue_column
 from mailgate.storage.records import Disposition
 
 if TYPE_CHECKING:
@@ -204,17 +205,21 @@ class _Deliveries:
 
     def __init__(self) -> None:
         self.deliveries: list[tuple[int, int, str, str | None, int, float]] = []
-        self.queued: list[tuple[int, str, int, float]] = []
+        self.queued: list[QueueEntry] = []
 
     def add(self, message: IncomingMessage) -> None:
         identifier = message.transaction.id
         received_at = message.received_at
+        is_null = message.transaction.reverse_path.address is None
         seen: set[int | str] = set()
         for position, recipient in _in_order_of_fate(message.transaction.recipients):
             resolution = recipient.note(Resolution) if recipient.accepted else None
             if resolution is None:
                 continue
             folder = _FOLDERS[message.disposition if recipient.fate is None else Disposition.QUARANTINED]
+            notify = recipient.forward_path.parameters.notify
+            is_told = notify is not None and "SUCCESS" in notify and not is_null
+            forwards: list[ForwardDestination] = []
             for destination in resolution.destinations:
                 match destination:
                     case MailboxDestination(mailbox_id, _, detail):
@@ -227,7 +232,17 @@ class _Deliveries:
                     case ForwardDestination(address):
                         if address not in seen:
                             seen.add(address)
-                            self.queued.append((identifier, address, position, received_at))
+                            forwards.append(destination)
+            # RFC 3461 section 5.2.7: an alias of one address hands the request on; with several, the success that can
+            # be told of is ours, and the next hosts are not asked for it.
+            is_expanded = len(resolution.destinations) > 1
+            for forward in forwards:
+                left = notify
+                if is_expanded and notify is not None and "SUCCESS" in notify:
+                    left = notify - {"SUCCESS"} or frozenset({"NEVER"})
+                self.queued.append(entry_of(message, position, forward, left))
+            if is_told and (is_expanded or not forwards):
+                self.queued.append(done_entry_of(message, position, "expanded" if forwards else "delivered"))
         if not seen:
             raise NoDestination(f"{encode_id(identifier)} was accepted and leads nowhere")
 
@@ -239,8 +254,5 @@ class _Deliveries:
             "delivery_detail": literal.text_array([row[3] for row in self.deliveries]),
             "delivery_size_octets": literal.number_array([row[4] for row in self.deliveries]),
             "delivery_received_at": literal.number_array([row[5] for row in self.deliveries]),
-            "queue_message": literal.number_array([row[0] for row in self.queued]),
-            "queue_recipient": literal.text_array([row[1] for row in self.queued]),
-            "queue_position": literal.number_array([row[2] for row in self.queued]),
-            "queue_received_at": literal.number_array([row[3] for row in self.queued]),
+            "queue": queue_column(self.queued),
         }

@@ -17,7 +17,7 @@ SELECT resends, usage_mailbox, usage_octets FROM mailgate.accept_messages(
     %(delivery_message)s, %(delivery_mailbox)s, %(delivery_folder)s, %(delivery_detail)s, %(delivery_size_octets)s,
     %(delivery_received_at)s,
     -- queue rows
-    %(queue_message)s, %(queue_recipient)s, %(queue_position)s, %(queue_received_at)s,
+    %(queue)s,
     -- DNS answers
     %(answer_digest)s, %(answer_name)s, %(answer_type)s, %(answer_outcome)s, %(answer_rcode)s, %(answer_records)s,
     %(answer_ttl_seconds)s, %(answer_is_authenticated)s, %(answer_answered_at)s, %(answer_detail)s
@@ -128,6 +128,23 @@ CROSS JOIN LATERAL (
     SELECT mailgate.drop_partitions(to_timestamp(%(before)s))
     WHERE held.is_ours
 ) AS p (name);
+
+-- sender_rights: the account, what it has sent today, and whether an address is its own.
+SELECT mailbox_id, is_enabled, sending_limit, is_own, day, messages, recipients
+FROM mailgate.sender_rights(%(account_local)s, %(account_domain)s, %(address_local)s, %(address_domain)s, %(address)s);
+
+-- count_sending: count a message of an account on its day, unless that would be over a limit; then there is no row.
+-- What is older than a month goes with it. Nobody's mail depends on it, so it doesn't wait for the disk.
+SET LOCAL synchronous_commit = off;
+DELETE FROM mailgate.sending_usage
+WHERE mailbox_id = %(mailbox_id)s AND day < (now() AT TIME ZONE 'UTC')::date - 31;
+INSERT INTO mailgate.sending_usage AS u (mailbox_id, day, messages, recipients)
+SELECT %(mailbox_id)s, (now() AT TIME ZONE 'UTC')::date, 1, %(recipients)s
+WHERE 1 <= %(messages_limit)s AND %(recipients)s <= %(recipients_limit)s
+ON CONFLICT (mailbox_id, day) DO UPDATE
+SET messages = u.messages + 1, recipients = u.recipients + excluded.recipients
+WHERE u.messages + 1 <= %(messages_limit)s AND u.recipients + excluded.recipients <= %(recipients_limit)s
+RETURNING day, messages, recipients;
 
 -- forget_unconfirmed: remove what is too old to be a resend of.
 DELETE FROM mailgate.unconfirmed WHERE accepted_at < now() - interval '1 hour';
