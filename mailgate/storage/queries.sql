@@ -223,3 +223,166 @@ WHERE id = %(id)s AND (last_used_at IS NULL OR last_used_at < now() - interval '
 
 -- rehash_credential: keep a password by newer parameters, unless it has been changed meanwhile.
 UPDATE mailgate.credential SET argon2 = %(argon2)s WHERE id = %(id)s AND argon2 = %(old)s;
+
+-- find_mta_sts_policy: the MTA-STS policy that is kept for a domain, expired or not.
+SELECT policy_id, policy_text, extract(epoch FROM fetched_at) FROM mailgate.mta_sts_policy WHERE domain = %(domain)s;
+
+-- keep_mta_sts_policy: keep a policy as it was fetched, unless another node has fetched one since.
+INSERT INTO mailgate.mta_sts_policy AS kept (domain, policy_id, mode, mx, policy_text, fetched_at, expires_at)
+VALUES (%(domain)s, %(policy_id)s, %(mode)s, %(mx)s::text[], %(policy_text)s, to_timestamp(%(fetched_at)s),
+        to_timestamp(%(expires_at)s))
+ON CONFLICT (domain) DO UPDATE
+SET policy_id = EXCLUDED.policy_id, mode = EXCLUDED.mode, mx = EXCLUDED.mx, policy_text = EXCLUDED.policy_text,
+    fetched_at = EXCLUDED.fetched_at, expires_at = EXCLUDED.expires_at
+WHERE kept.fetched_at <= EXCLUDED.fetched_at;
+
+-- count_tls_results: add the sessions of one node to what all have counted.
+INSERT INTO mailgate.tls_result AS counted (day, digest, policy_domain, policy_type, policy, mx_host, result_type,
+                                            sending_address, receiving_address, reason, sessions)
+SELECT * FROM unnest(%(day)s::date[], %(digest)s::bytea[], %(policy_domain)s::text[], %(policy_type)s::text[],
+                     %(policy)s::text[], %(mx_host)s::text[], %(result_type)s::text[], %(sending_address)s::text[],
+                     %(receiving_address)s::text[], %(reason)s::text[], %(sessions)s::bigint[])
+ON CONFLICT (day, digest) DO UPDATE SET sessions = counted.sessions + EXCLUDED.sessions;
+
+-- collect_dmarc_day: count the record of a day for the DMARC reports about it; once, whichever node asks first.
+SELECT mailgate.collect_dmarc_day(%(day)s::date);
+
+-- list_dmarc_domains: which domains a DMARC report of that day is still to be made for, behind one, with the record that they published.
+SELECT g.domain, g.messages, g.passed,
+       (SELECT a.records FROM mailgate.dns_answer a
+        WHERE a.digest IN (SELECT digest::bigint FROM jsonb_array_elements_text(g.answers) AS digest)
+          AND a.name = '_dmarc.' || g.domain AND a.type = 'TXT' LIMIT 1)
+FROM (
+    SELECT d.domain, sum(d.messages)::bigint AS messages,
+           coalesce(sum(d.messages) FILTER (WHERE d.disposition = 'pass'), 0)::bigint AS passed,
+           (array_agg(d.answers ORDER BY d.last_transaction_id DESC))[1] AS answers
+    FROM mailgate.dmarc_day d
+    WHERE d.day = %(day)s::date AND d.domain > %(after)s
+      AND NOT EXISTS (SELECT FROM mailgate.report_sent s
+                      WHERE s.kind = 'dmarc' AND s.domain = d.domain AND s.day = d.day)
+    GROUP BY d.domain
+    ORDER BY d.domain
+    LIMIT %(at_most)s
+) AS g
+ORDER BY g.domain;
+
+-- list_dmarc_rows: what the DMARC report of a domain is to say, the most frequent first.
+SELECT host(source), messages, disposition, aligned_dkim, aligned_spf, header_from, envelope_from, reasons, results
+FROM mailgate.dmarc_day
+WHERE day = %(day)s::date AND domain = %(domain)s
+ORDER BY messages DESC, source
+LIMIT %(at_most)s;
+
+-- list_tls_domains: which domains a TLS report of that day is still to be made for, behind one.
+SELECT DISTINCT r.policy_domain
+FROM mailgate.tls_result r
+WHERE r.day = %(day)s::date AND r.policy_domain > %(after)s
+  AND NOT EXISTS (SELECT FROM mailgate.report_sent s
+                  WHERE s.kind = 'tls' AND s.domain = r.policy_domain AND s.day = r.day)
+ORDER BY r.policy_domain
+LIMIT %(at_most)s;
+
+-- list_tls_results: what the TLS report of a domain is to say.
+SELECT policy_type, policy, mx_host, result_type, sending_address, receiving_address, sessions, reason
+FROM mailgate.tls_result
+WHERE day = %(day)s::date AND policy_domain = %(domain)s
+ORDER BY policy_type, policy, sessions DESC, mx_host, result_type
+LIMIT %(at_most)s;
+
+-- send_report: send a report, and note that it was made, where no node has made it yet.
+SELECT mailgate.send_report(
+    %(kind)s, %(domain)s, %(day)s::date, %(report_id)s, %(addresses)s, %(id)s, %(now)s, %(header_from)s, %(subject)s,
+    %(header_message_id)s, %(content)s, %(sha256)s, %(recipients)s, %(local_keys)s, %(domains)s
+);
+
+-- find_possible_reports: some messages behind the one that was looked at last that may bring reports, and how far this looked.
+-- Ids are in the order of time, but rows are there only at COMMIT: what may still be on its way is left for later.
+WITH looked_at AS (
+    SELECT m.id, m.subject, m.size_octets FROM mailgate.message m
+    WHERE m.id > greatest((SELECT c.message_id FROM mailgate.report_cursor c WHERE c.name = 'received'), %(first)s)
+      AND m.id < %(before)s
+    ORDER BY m.id
+    LIMIT %(at_most)s
+)
+SELECT l.id, l.id = (SELECT max(id) FROM looked_at), coalesce(
+           l.size_octets <= %(max_octets)s AND l.subject ~* '(report[ _-]*domain|dmarc|tls.?rpt|tls report|aggregate report)',
+           false)
+FROM looked_at l
+WHERE l.id = (SELECT max(id) FROM looked_at)
+   OR l.size_octets <= %(max_octets)s
+      AND l.subject ~* '(report[ _-]*domain|dmarc|tls.?rpt|tls report|aggregate report)'
+ORDER BY l.id;
+
+-- read_possible_report: one message that may bring a report: when it came, what proves who sent it, and its octets.
+SELECT extract(epoch FROM m.received_at)::double precision, t.results, mailgate.message_octets(m.id)
+FROM mailgate.message m LEFT JOIN mailgate.transaction t ON t.id = m.id
+WHERE m.id = %(id)s;
+
+-- move_report_cursor: note how far the search for reports has come.
+INSERT INTO mailgate.report_cursor (name, message_id) VALUES ('received', %(message_id)s)
+ON CONFLICT (name) DO UPDATE SET message_id = excluded.message_id
+WHERE mailgate.report_cursor.message_id < excluded.message_id;
+
+-- keep_dmarc_report: keep a report about a domain of ours, once.
+WITH kept AS (
+    INSERT INTO mailgate.dmarc_report (organization, report_id, domain, contact, begins_at, ends_at, policy, message_id,
+                                       received_at, authenticated_as)
+    SELECT %(organization)s, %(report_id)s, %(domain)s, %(contact)s, to_timestamp(%(begins_at)s),
+           to_timestamp(%(ends_at)s), %(policy)s::jsonb, %(message_id)s, to_timestamp(%(received_at)s),
+           %(authenticated_as)s
+    WHERE EXISTS (SELECT FROM mailgate.domain d
+                  WHERE %(domain)s = d.name OR right(%(domain)s, length(d.name) + 1) = '.' || d.name)
+    ON CONFLICT DO NOTHING
+    RETURNING id
+)
+INSERT INTO mailgate.dmarc_report_row (dmarc_report_id, position, source, messages, disposition, dkim, spf, reasons,
+                                       header_from, envelope_from, envelope_to, results)
+SELECT kept.id, n.position, n.source, n.messages, n.disposition, n.dkim, n.spf, n.reasons::text[], n.header_from,
+       nullif(n.envelope_from, ''), nullif(n.envelope_to, ''), n.results
+FROM kept, unnest(%(row_position)s::integer[], %(row_source)s::inet[], %(row_messages)s::bigint[],
+                  %(row_disposition)s::text[], %(row_dkim)s::text[], %(row_spf)s::text[], %(row_reasons)s::text[],
+                  %(row_header_from)s::text[], %(row_envelope_from)s::text[], %(row_envelope_to)s::text[],
+                  %(row_results)s::jsonb[])
+     AS n (position, source, messages, disposition, dkim, spf, reasons, header_from, envelope_from, envelope_to, results);
+
+-- keep_tls_report: keep a report about a domain of ours, once.
+INSERT INTO mailgate.tls_report (organization, report_id, domain, begins_at, ends_at, successes, failures, policies,
+                                 message_id, received_at, authenticated_as)
+SELECT %(organization)s, %(report_id)s, %(domain)s, to_timestamp(%(begins_at)s), to_timestamp(%(ends_at)s),
+       %(successes)s, %(failures)s, %(policies)s::jsonb, %(message_id)s, to_timestamp(%(received_at)s),
+       %(authenticated_as)s
+WHERE EXISTS (SELECT FROM mailgate.domain d
+              WHERE %(domain)s = d.name OR right(%(domain)s, length(d.name) + 1) = '.' || d.name)
+ON CONFLICT DO NOTHING;
+
+-- forget_reports: remove reports, and what was counted for ours, from before a time.
+DELETE FROM mailgate.dmarc_report WHERE ends_at < to_timestamp(%(before)s);
+DELETE FROM mailgate.tls_report WHERE ends_at < to_timestamp(%(before)s);
+DELETE FROM mailgate.report_sent WHERE day < to_timestamp(%(before)s)::date;
+DELETE FROM mailgate.tls_result WHERE day < to_timestamp(%(now)s)::date - 8;
+
+-- note_failure: count that an address failed for good, and suppress it where that is often enough.
+INSERT INTO mailgate.suppression (address, failures, last_reply, last_failed_at)
+SELECT n.address, 1, n.reply, to_timestamp(%(now)s)
+FROM unnest(%(addresses)s::text[], %(replies)s::text[]) AS n (address, reply)
+ON CONFLICT (address) DO UPDATE
+SET failures = CASE WHEN suppression.last_failed_at < to_timestamp(%(now)s) - make_interval(days => %(days)s) THEN 1
+                    ELSE suppression.failures + 1 END,
+    last_reply = excluded.last_reply, last_failed_at = excluded.last_failed_at,
+    suppressed_until = CASE
+        WHEN suppression.last_failed_at >= to_timestamp(%(now)s) - make_interval(days => %(days)s)
+             AND suppression.failures + 1 >= %(threshold)s
+        THEN to_timestamp(%(now)s) + make_interval(days => %(days)s)
+        ELSE suppression.suppressed_until END;
+
+-- note_success: an address works: what was counted against it is forgotten.
+DELETE FROM mailgate.suppression WHERE address = ANY (%(addresses)s::text[]);
+
+-- find_suppression: until when an address is refused, and why; no row where it is not.
+SELECT extract(epoch FROM suppressed_until)::double precision, last_reply FROM mailgate.suppression
+WHERE address = %(address)s AND suppressed_until > to_timestamp(%(now)s);
+
+-- forget_suppressions: remove what is long past.
+DELETE FROM mailgate.suppression
+WHERE last_failed_at < to_timestamp(%(now)s) - make_interval(days => %(days)s)
+  AND coalesce(suppressed_until, '-infinity') < to_timestamp(%(now)s);

@@ -533,6 +533,7 @@ COMMENT ON COLUMN mta_sts_policy.expires_at IS 'fetched_at and max_age.';
 
 CREATE TABLE tls_result (
     day date NOT NULL,
+    digest bytea NOT NULL CHECK (length(digest) = 32),
     policy_domain text NOT NULL,
     policy_type text NOT NULL CHECK (policy_type IN ('tlsa', 'sts', 'no-policy-found')),
     policy text NOT NULL,
@@ -542,14 +543,15 @@ CREATE TABLE tls_result (
     receiving_address text NOT NULL,
     sessions bigint NOT NULL,
     reason text NOT NULL DEFAULT '',
-    PRIMARY KEY (day, policy_domain, policy_type, policy, mx_host, result_type, sending_address, receiving_address, reason)
+    PRIMARY KEY (day, digest)  -- adds to a count; finds a day's
 );
 COMMENT ON TABLE tls_result IS 'How TLS with other hosts went, counted for reports (RFC 8460).';
 COMMENT ON COLUMN tls_result.day IS 'The day in UTC.';
-COMMENT ON COLUMN tls_result.policy_domain IS 'The domain whose policy applied: the recipient''s.';
+COMMENT ON COLUMN tls_result.digest IS 'SHA-256 of all that is counted apart: what follows up to reason, without sessions.';
+COMMENT ON COLUMN tls_result.policy_domain IS 'The domain whose policy applied: the recipient''s; of tlsa the name under which the TLSA records are.';
 COMMENT ON COLUMN tls_result.policy_type IS 'tlsa: DANE. sts: MTA-STS. no-policy-found: neither (RFC 8460 section 4.2).';
 COMMENT ON COLUMN tls_result.policy IS 'The policy as text: TLSA records or the lines of the MTA-STS policy; "" where there was none.';
-COMMENT ON COLUMN tls_result.mx_host IS 'The host.';
+COMMENT ON COLUMN tls_result.mx_host IS 'The host; "" where a policy could not be fetched, before any host.';
 COMMENT ON COLUMN tls_result.result_type IS '"" for success, else a result type of RFC 8460 section 4.3.';
 COMMENT ON COLUMN tls_result.sending_address IS 'Our address; "" for successes.';
 COMMENT ON COLUMN tls_result.receiving_address IS 'The host''s address; "" for successes.';
@@ -1083,57 +1085,46 @@ $$;
 COMMENT ON FUNCTION collect_dmarc_day(date) IS 'Fills dmarc_day for that day, once. False where another node is at it.';
 
 CREATE FUNCTION send_own(
-    p_id bigint, p_header_from text, p_subject text, p_header_message_id text, p_content bytea, p_sha256 bytea,
-    p_sender text, p_recipients text[], p_local_keys text[], p_domains text[]
+    p_id bigint, p_now double precision, p_header_from text, p_subject text, p_header_message_id text, p_content bytea,
+    p_sha256 bytea, p_sender text, p_recipients text[], p_local_keys text[], p_domains text[]
 ) RETURNS void LANGUAGE plpgsql AS $$
-#variable_conflict use_column
 DECLARE
-    place integer;
-    found record;
-    announced bigint;
+    mailboxes integer[];
+    rows jsonb;
 BEGIN
     INSERT INTO mailgate.message (id, received_at, reverse_path, header_from, subject, header_message_id, trace, content,
                                   size_octets, sha256)
-    VALUES (p_id, now(), '', p_header_from, p_subject, p_header_message_id, '', p_content, octet_length(p_content),
-            p_sha256);
-    FOR place IN 1..cardinality(p_recipients) LOOP
-        FOR found IN
-            SELECT r.* FROM mailgate.resolve(p_local_keys[place], p_domains[place],
-                                             (mailgate.split_address(p_recipients[place])).local_part) AS r
-        LOOP
-            IF found.kind = 'mailbox' AND found.is_enabled THEN
-                WITH taken AS (
-                    UPDATE mailgate.mailbox_usage u
-                    SET uid_next = u.uid_next + 1, messages = u.messages + 1, octets = u.octets + octet_length(p_content)
-                    WHERE u.mailbox_id = found.mailbox_id
-                      AND NOT EXISTS (SELECT FROM mailgate.delivery d
-                                      WHERE d.message_id = p_id AND d.mailbox_id = found.mailbox_id)
-                    RETURNING u.mailbox_id, u.uid_next - 1 AS uid
-                ), delivered AS (
-                    INSERT INTO mailgate.delivery (mailbox_id, uid, message_id, delivered_at)
-                    SELECT mailbox_id, uid, p_id, now() FROM taken
-                    RETURNING mailbox_id, uid
-                )
-                SELECT count(pg_notify('newmail', format('{"mailbox":%s,"uid":%s}', mailbox_id, uid))) INTO announced
-                FROM delivered;
-            ELSIF found.kind IN ('forward', 'not_ours') THEN
-                INSERT INTO mailgate.queue (message_id, recipient, recipient_position, domain, reverse_path, sender,
-                                            created_at, due_at)
-                SELECT p_id, a.address, place - 1, (mailgate.split_address(a.address)).domain_name, '', p_sender, now(),
-                       now()
-                FROM (SELECT CASE found.kind WHEN 'not_ours' THEN p_recipients[place]
-                                             ELSE found.local_part || '@' || found.domain_name END AS address) AS a;
-            END IF;
-        END LOOP;
-    END LOOP;
-    PERFORM pg_notify('queue', '');
+    VALUES (p_id, to_timestamp(p_now), '', p_header_from, p_subject, p_header_message_id, '', p_content,
+            octet_length(p_content), p_sha256);
+    WITH found AS (
+        SELECT r.kind, r.mailbox_id, r.is_enabled, n.place - 1 AS place,
+               CASE r.kind WHEN 'not_ours' THEN n.recipient ELSE r.local_part || '@' || r.domain_name END AS address
+        FROM unnest(p_recipients, p_local_keys, p_domains) WITH ORDINALITY AS n (recipient, local_key, domain, place)
+        CROSS JOIN LATERAL mailgate.resolve(n.local_key, n.domain, (mailgate.split_address(n.recipient)).local_part) AS r
+    )
+    SELECT array_agg(DISTINCT mailbox_id) FILTER (WHERE kind = 'mailbox' AND is_enabled),
+           jsonb_agg(jsonb_build_object(
+               'message_id', p_id, 'recipient', address, 'recipient_position', place,
+               'domain', (mailgate.split_address(address)).domain_name, 'reverse_path', '', 'sender', p_sender,
+               'size_octets', octet_length(p_content), 'created_at', p_now))
+               FILTER (WHERE kind IN ('forward', 'not_ours'))
+    INTO mailboxes, rows FROM found;
+    IF mailboxes IS NOT NULL THEN
+        PERFORM mailgate.deliver_messages(
+            array_agg(p_id), array_agg(m), array_agg('INBOX'::text), array_agg(NULL::text),
+            array_agg(octet_length(p_content)::bigint), array_agg(p_now), '{}')
+        FROM unnest(mailboxes) AS m;
+    END IF;
+    IF rows IS NOT NULL THEN
+        PERFORM mailgate.enqueue(rows, '{}');
+    END IF;
 END
 $$;
-COMMENT ON FUNCTION send_own IS 'Makes a message of our own, from the null path: a row, a delivery for each mailbox of ours that a recipient leads to, and a row of the queue for each address elsewhere. p_local_keys and p_domains are the recipients'' parts, folded. A recipient that leads nowhere gets nothing.';
+COMMENT ON FUNCTION send_own IS 'Makes a message of our own, from the null path: a row, a delivery for each mailbox of ours that a recipient leads to, and a row of the queue for each address elsewhere. p_local_keys and p_domains are the recipients'' parts, folded. A recipient that leads nowhere gets nothing. p_now is seconds since the epoch.';
 
 CREATE FUNCTION send_report(
     p_kind text, p_domain text, p_day date, p_report_id text, p_addresses text[],
-    p_id bigint, p_header_from text, p_subject text, p_header_message_id text, p_content bytea, p_sha256 bytea,
+    p_id bigint, p_now double precision, p_header_from text, p_subject text, p_header_message_id text, p_content bytea, p_sha256 bytea,
     p_recipients text[], p_local_keys text[], p_domains text[]
 ) RETURNS boolean LANGUAGE plpgsql AS $$
 BEGIN
@@ -1145,8 +1136,8 @@ BEGIN
         RETURN false;
     END IF;
     IF p_recipients <> '{}' THEN
-        PERFORM mailgate.send_own(p_id, p_header_from, p_subject, p_header_message_id, p_content, p_sha256, 'mailgate',
-                                  p_recipients, p_local_keys, p_domains);
+        PERFORM mailgate.send_own(p_id, p_now, p_header_from, p_subject, p_header_message_id, p_content, p_sha256,
+                                  'mailgate', p_recipients, p_local_keys, p_domains);
     END IF;
     RETURN true;
 END
