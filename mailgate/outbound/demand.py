@@ -81,18 +81,18 @@ def _names_to_verify(found: Found, asked: Asked) -> tuple[str, ...]:
 def _of_dane(found: Found, asked: Asked) -> tuple[TlsDemand, Reply | None]:
     usable = tuple(record for record in found.tlsa if is_usable(record)) if asked.has_authenticated_hosts else ()
     texts = tuple(f"{usage} {selector} {kind} {data.hex()}" for usage, selector, kind, data in found.tlsa)
-    published = PublishedPolicy(found.names[-1] if found.names else found.name, "tlsa", texts)
+    published = PublishedPolicy(found.tlsa_base or found.name, "tlsa", texts)
     if found.tlsa_problem:
         text = f"Whether {found.name} demands DANE can't be found out now: {found.tlsa_problem}"
         return TlsDemand(TlsLevel.DANE, "dane", published=published), reply(451, "4.7.5", text)
     if not usable:  # RFC 7672 section 2.2: then TLS without authentication is what remains
         return TlsDemand(TlsLevel.ENCRYPT, "dane", published=published), None
-    names = tuple(dict.fromkeys((*found.names, asked.domain)))  # RFC 7672 section 3.2.2
+    names = tuple(dict.fromkeys((found.tlsa_base, found.name, asked.domain)))  # RFC 7672 section 3.2.2
     return TlsDemand(TlsLevel.DANE, "dane", names, usable, published=published), None
 
 
 def _of_mta_sts(policy: Policy, found: Found, asked: Asked) -> tuple[TlsDemand, Reply | None]:
-    published = PublishedPolicy(asked.domain, "sts", policy.lines, policy.mx)
+    published = PublishedPolicy(asked.domain, "sts", policy.lines)
     is_testing = policy.mode is Mode.TESTING
     level = TlsLevel.OPPORTUNISTIC if is_testing else TlsLevel.VERIFY
     demand = TlsDemand(level, "mta-sts", (found.name,), is_testing=is_testing, published=published)

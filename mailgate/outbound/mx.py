@@ -69,7 +69,7 @@ class Found:
     tlsa: tuple[tuple[int, int, int, bytes], ...] = ()
     has_tlsa: bool = False  # there are authenticated TLSA records, whatever they are worth
     tlsa_problem: str = ""  # they can't be had, and whether there are any is not known
-    names: tuple[str, ...] = ()  # its own, and the authenticated one that it is an alias for
+    tlsa_base: str = ""  # the name that they were found under, or looked for
 
 
 def exchanges(domain: str, answer: Answer, own_names: frozenset[str], shuffle: Shuffle) -> Exchanges | Reply:
@@ -193,15 +193,14 @@ def _tlsa_of(host: Found, answers: Answers) -> Found:
         if alias.outcome is not Outcome.ANSWER or not alias.is_authenticated:
             break
         bases.insert(0, str(alias.records[0]))
-    names = tuple(dict.fromkeys((host.name, bases[0])))
-    for base in bases if len(bases) == 1 else (bases[0], bases[-1]):
+    for base in dict.fromkeys((bases[0], host.name)):
         answer = answers.get(tlsa_name(base), RecordType.TLSA)
         if answer.outcome is Outcome.FAILURE:
-            return replace(host, names=names, tlsa_problem=answer.detail or answer.rcode or "no answer")
+            return replace(host, tlsa_base=base, tlsa_problem=answer.detail or answer.rcode or "no answer")
         if answer.outcome is Outcome.ANSWER and answer.is_authenticated:
             records = tuple(record for record in answer.records if isinstance(record, tuple) and len(record) == 4)
-            return replace(host, names=names, tlsa=records[:_MAX_TLSA], has_tlsa=True)
-    return replace(host, names=names)
+            return replace(host, tlsa_base=base, tlsa=records[:_MAX_TLSA], has_tlsa=True)
+    return host
 
 
 def unusable_name(name: str) -> Reply | None:

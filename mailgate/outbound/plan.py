@@ -39,7 +39,6 @@ class PublishedPolicy:
     domain: str
     type: Literal["tlsa", "sts", "no-policy-found"] = "no-policy-found"
     text: tuple[str, ...] = ()  # TLSA records, or the lines of the MTA-STS policy
-    mx: tuple[str, ...] = ()  # the hosts that the MTA-STS policy names
 
 
 @dataclass(frozen=True, slots=True)
