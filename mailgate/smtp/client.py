@@ -1,0 +1,694 @@
+"""The client's side of SMTP and LMTP, without I/O: octets of a host in; octets to send, and what became of mail, out.
+
+`ClientSession` holds every state change of a dialogue. Whoever owns the connection
+
+    gives it what was received            receive(), connection_lost(), time_out()
+    takes what is to be sent              take_output(), after any other call
+    starts TLS                            when `phase` is HANDSHAKE; then tls_started()
+    hands over messages                   send(), while `is_usable`; two at a time where `has_pipelining`
+    feeds content                         while `wanted` is not None: content() or content_failed()
+    takes what became of messages         take_deliveries(): each message once, whatever happens
+    closes the connection                 when `phase` is CLOSED; `trouble` says why, None after QUIT
+
+and counts the time that the host takes, for what `awaited` names, since `replies` last changed.
+
+With PIPELINING, MAIL, RCPT and DATA go in one write, and so do the content of a message, its end, and MAIL, RCPT and
+DATA of the next: one round trip a message. Whatever a transaction came to, the next one finds the host in a state that
+is known, if need be by RSET.
+
+Not here: which host is spoken to, whether its TLS is good enough, what is done about an outcome.
+
+Standards: RFC 5321 sections 3, 4.1, 4.2, 4.3; RFC 2033 (LMTP), 2920 (PIPELINING), 3030 (CHUNKING), 3207 (STARTTLS),
+4954 (AUTH), 9422 (LIMITS); `mailgate.smtp.client_command` has those of the parameters.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import os
+from collections import deque
+from collections.abc import Callable
+from enum import Enum
+from typing import TYPE_CHECKING, Literal
+
+from mailgate.outbound.plan import Delivery, TlsDemand, TlsLevel, Trouble, TroubleKind
+from mailgate.sasl.client import ExchangeError, Mechanism, mechanisms
+from mailgate.smtp.client_command import mail_command, rcpt_command, refusal_of
+from mailgate.smtp.client_extension import NO_EXTENSIONS, Extensions, parse_extensions
+from mailgate.smtp.client_framing import END_OF_DATA
+from mailgate.smtp.client_reply import ReceivedReply, ReplyError, ReplyParser, Stage
+from mailgate.smtp.client_transaction import Sending, Transaction
+from mailgate.smtp.reply import Reply, reply
+
+if TYPE_CHECKING:
+    from mailgate.outbound.plan import (
+        Credentials,
+        Endpoint,
+        OutgoingContent,
+        OutgoingMessage,
+        OutgoingRecipient,
+        TlsUsed,
+    )
+
+# From this size on, content goes by BDAT where it is offered: a host that will not have it can say so at any chunk,
+# while DATA has to be heard out. Below, chunks save nothing: with DATA a message costs no more round trips.
+CHUNKED_FROM_OCTETS = 1024 * 1024
+MAX_COMMAND_OCTETS = 512  # RFC 5321 section 4.5.3.1.4
+
+UNREADABLE = reply(451, "4.3.0", "The message could not be read; it will be tried again")
+
+
+class Phase(Enum):
+    """How far a session has come."""
+
+    HANDSHAKE = "handshake"  # TLS is to be started
+    OPENING = "opening"
+    READY = "ready"
+    QUITTING = "quitting"
+    CLOSED = "closed"
+
+
+_DEAF = (Phase.HANDSHAKE, Phase.CLOSED)
+
+
+class Awaited(Enum):
+    """What the host owes us. The value is how it is called when it doesn't come."""
+
+    NOTHING = "nothing"
+    HANDSHAKE = "the TLS handshake"
+    GREETING = "the greeting"
+    EHLO = "the reply to EHLO"
+    HELO = "the reply to HELO"
+    STARTTLS = "the reply to STARTTLS"
+    AUTH = "the reply to AUTH"
+    RSET = "the reply to RSET"
+    MAIL = "the reply to MAIL"
+    RCPT = "the reply to RCPT"
+    DATA = "the reply to DATA"
+    CONTENT = "the message to be read"
+    CHUNK = "the reply to BDAT"
+    END = "the reply to the end of the message"
+    NO_END = "the reply to an end without a message"
+    QUIT = "the reply to QUIT"
+
+
+_STAGES = {Awaited.MAIL: Stage.MAIL, Awaited.RCPT: Stage.RCPT}
+
+
+class ClientSession:
+    """One connection to one host."""
+
+    def __init__(
+        self,
+        *,
+        endpoint: Endpoint,
+        protocol: Literal["smtp", "lmtp"],
+        helo: str,
+        tls_demand: TlsDemand,
+        time: Callable[[], float],
+        credentials: Credentials | None = None,
+        needs_requiretls: bool = False,
+        is_local: bool = False,
+    ) -> None:
+        """`time` gives seconds since the epoch. `is_local` says that the connection doesn't leave the machine."""
+        self._endpoint = endpoint
+        self._protocol = protocol
+        self._helo = helo
+        self._tls_demand = tls_demand
+        self._time = time
+        self._credentials = credentials
+        self._needs_requiretls = needs_requiretls
+        self._is_local = is_local
+        self._parser = ReplyParser()
+        self._output: list[bytes] = []
+        self._expected: deque[tuple[Awaited, Transaction | None]] = deque()
+        self._unsent: deque[tuple[bytes, Awaited, Transaction]] = deque()  # commands, where there is no PIPELINING
+        self._mechanisms: list[Mechanism] = []  # of SASL, still to try; the first is being tried
+        self._initial: bytes | None = None  # a first response that the server has to ask for
+        self._exchange_error = ""  # why the exchange was cancelled
+        self._waiting: deque[Sending] = deque()  # for their transaction to begin
+        self._sendings: list[Sending] = []  # that have not ended
+        self._open: Transaction | None = None  # whose end of data has not been sent
+        self._wants_content = False
+        self._needs_reset = False
+        self._is_quitting = False
+        self._messages_left: int | None = None
+        self._deliveries: list[tuple[object, Delivery]] = []
+        self.extensions: Extensions = NO_EXTENSIONS
+        self.tls: TlsUsed | None = None
+        self.tls_result = ""  # RFC 8460 section 4.3: why there is no TLS, where mail goes all the same
+        self.trouble: Trouble | None = None
+        self.is_broken_off = False  # by us, in the middle of a message: the host must not hear its end
+        self.replies = 0  # received so far
+        if tls_demand.is_implicit:
+            self.phase = Phase.HANDSHAKE
+        else:
+            self.phase = Phase.OPENING
+            self._expected.append((Awaited.GREETING, None))
+
+    # ------------------------------------------------------------ what the owner asks
+
+    @property
+    def has_pipelining(self) -> bool:
+        """Whether a second message may be handed over before the first has ended."""
+        return self.extensions.pipelining
+
+    @property
+    def outstanding(self) -> int:
+        """How many messages have not ended."""
+        return len(self._sendings)
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether another message may be handed over."""
+        left = self._messages_left
+        return self.phase is Phase.READY and not self._is_quitting and (left is None or left > len(self._waiting))
+
+    @property
+    def awaited(self) -> Awaited:
+        """What the host owes us first."""
+        if self._expected:
+            return self._expected[0][0]
+        if self._wants_content:
+            return Awaited.CONTENT
+        return Awaited.HANDSHAKE if self.phase is Phase.HANDSHAKE else Awaited.NOTHING
+
+    @property
+    def wanted(self) -> tuple[OutgoingContent, int] | None:
+        """Of which content the piece of which number is to be given next."""
+        transaction = self._open
+        if not self._wants_content or transaction is None:
+            return None
+        return transaction.sending.message.content, transaction.piece_number
+
+    def take_output(self) -> bytes:
+        """What is to be sent now."""
+        output = self._output
+        if not output:
+            return b""
+        octets = output[0] if len(output) == 1 else b"".join(output)
+        output.clear()
+        return octets
+
+    def take_deliveries(self) -> list[tuple[object, Delivery]]:
+        """The messages that have ended, each with the token with which it was handed over."""
+        deliveries = self._deliveries
+        if deliveries:
+            self._deliveries = []
+        return deliveries
+
+    # ------------------------------------------------------------ what the owner brings
+
+    def receive(self, data: bytes) -> None:
+        """Take octets of the host."""
+        parser = self._parser
+        parser.feed(data)
+        try:
+            # What comes after the end, or before TLS, is for nobody.
+            while self.phase not in _DEAF and (answer := parser.next()) is not None:
+                self.replies += 1
+                self._replied(answer)
+        except ReplyError as error:
+            self._fail(TroubleKind.PROTOCOL, f"The host does not speak SMTP: {error}", "4.5.0")
+
+    def tls_started(self, tls: TlsUsed) -> None:
+        """The handshake is done, and its result is good enough. What was said before it counts no more."""
+        self.tls = tls
+        self.phase = Phase.OPENING
+        self.extensions = NO_EXTENSIONS
+        if self._tls_demand.is_implicit:
+            self._expected.append((Awaited.GREETING, None))
+        else:
+            self._say_hello()
+
+    def send(self, message: OutgoingMessage, token: object = None) -> None:
+        """Send a message. Where the session is not usable, it ends at once, without outcomes."""
+        sending = Sending(message, token, self._time())
+        self._sendings.append(sending)
+        if not self.is_usable:
+            self._finish(sending)
+            return
+        refusal = refusal_of(message, self.extensions, sending.started_at)
+        if refusal is not None:
+            sending.decided_all(refusal)
+            self._finish(sending)
+            return
+        self._waiting.append(sending)
+        self._go_on()
+
+    def content(self, piece: bytes, *, ends_piece: bool = True) -> None:
+        """The piece that is `wanted`, whole or in parts; b"" behind the last."""
+        transaction = self._open
+        assert transaction is not None  # noqa: S101  # it was wanted
+        if piece:
+            octets = transaction.lines.feed(piece)
+            if not transaction.uses_chunks:
+                self._output.append(octets)
+            elif octets:
+                self._output.append(b"BDAT %d\r\n" % len(octets) + octets)
+                self._expected.append((Awaited.CHUNK, transaction))
+            transaction.piece_number += ends_piece
+            return
+        rest = transaction.lines.finish()
+        self._output.append(b"BDAT %d LAST\r\n" % len(rest) + rest if transaction.uses_chunks else rest)
+        # LMTP: "a reply for each recipient that was accepted" (RFC 2033 section 4.2), with BDAT LAST as well.
+        replies = len(transaction.accepted) if self._protocol == "lmtp" else 1
+        self._expected.extend([(Awaited.END, transaction)] * replies)
+        self._wants_content = False
+        self._open = None
+        self._go_on()
+
+    def content_failed(self) -> None:
+        """The piece that is wanted can't be had.
+
+        Behind DATA nothing but the end of the connection keeps the host from taking half of a message for a whole one.
+        """
+        transaction = self._open
+        assert transaction is not None  # noqa: S101  # it was wanted
+        transaction.unreadable(UNREADABLE)
+        if transaction.uses_chunks:
+            self._give_up(transaction)
+        else:
+            self.is_broken_off = True
+            self._close(None)
+
+    def quit(self) -> None:
+        """End the session, once the messages that were handed over have ended."""
+        self._is_quitting = True
+        if self.phase is Phase.READY:
+            self._go_on()
+
+    def connection_lost(self, reason: str) -> None:
+        """The connection is gone; `reason` is one line."""
+        if self.phase is Phase.QUITTING:
+            self._close(None)
+        elif self.phase is not Phase.CLOSED:
+            where = f" while waiting for {self.awaited.value}" if self.awaited is not Awaited.NOTHING else ""
+            self._fail(TroubleKind.LOST, f"The connection was lost{where}: {reason}", "4.4.2")
+
+    def connect_failed(self, reason: str) -> None:
+        """There is no connection; `reason` is one line."""
+        self._fail(TroubleKind.CONNECT, reason, "4.4.1")
+
+    def time_out(self) -> None:
+        """The host has taken too long for what is awaited."""
+        if self.phase is Phase.QUITTING:
+            self._close(None)
+        elif self.phase is not Phase.CLOSED:
+            self._fail(TroubleKind.TIMEOUT, f"Timed out while waiting for {self.awaited.value}", "4.4.2")
+
+    def tls_failed(self, reason: str, tls_result: str) -> None:
+        """The handshake failed, or its result is not good enough."""
+        self._fail(TroubleKind.TLS, f"TLS failed: {reason}", "4.7.5", tls_result=tls_result)
+
+    # ------------------------------------------------------------ replies
+
+    def _replied(self, answer: ReceivedReply) -> None:
+        if not self._expected:
+            self._unasked(answer)
+            return
+        awaited, transaction = self._expected.popleft()
+        code = answer.code
+        if code == 421:
+            self._shut_down(answer, awaited, transaction)
+        elif transaction is None:
+            self._replied_outside(answer, awaited)
+        elif 300 <= code < 400 and awaited is not Awaited.DATA:
+            self._expected.appendleft((awaited, transaction))
+            self._out_of_order(answer, awaited)
+        elif awaited is Awaited.END:
+            if self._protocol == "lmtp":
+                transaction.ended_for_one(answer)
+            else:
+                transaction.ended(answer)
+            if not transaction.is_open:
+                self._ended(transaction)
+        elif awaited is Awaited.MAIL:
+            if code >= 400:
+                transaction.refused(answer)
+                self._envelope_answered(transaction)
+            else:
+                self._send_next()
+        elif awaited is Awaited.RCPT:
+            transaction.answered(answer)
+            self._envelope_answered(transaction)
+        elif awaited is Awaited.DATA:
+            self._replied_to_data(answer, transaction)
+        elif awaited is Awaited.CHUNK and code >= 400 and transaction is self._open:
+            transaction.ended(answer)
+            self._give_up(transaction)
+        elif awaited is Awaited.NO_END:
+            self._ended(transaction)
+
+    def _replied_to_data(self, answer: ReceivedReply, transaction: Transaction) -> None:
+        if answer.code >= 400:
+            transaction.ended(answer)
+            self._give_up(transaction)
+        elif answer.code < 300:
+            self._out_of_order(answer, Awaited.DATA)
+        elif transaction.is_open:
+            self._wants_content = True
+        elif self._protocol == "lmtp":
+            # RFC 2033 section 4.2 has no reply for nobody: where one comes from all the same can't be known.
+            self._out_of_order(answer, Awaited.DATA)
+        else:
+            # RFC 2920 section 3.1: "If none of the RCPT TO commands succeeded and DATA did: send a single dot."
+            self._output.append(END_OF_DATA)
+            self._expected.append((Awaited.NO_END, transaction))
+            self._open = None
+            self._needs_reset = True
+
+    def _envelope_answered(self, transaction: Transaction) -> None:
+        """MAIL was refused, or a RCPT answered: see whether there is a point in going on."""
+        if not transaction.is_answered:
+            self._send_next()
+        elif self._expected and self._expected[0][1] is transaction:
+            pass  # pipelined: the replies to the rest are on their way
+        elif not transaction.is_open:
+            self._unsent.clear()
+            self._give_up(transaction)
+        elif transaction.uses_chunks:
+            self._wants_content = True
+        else:
+            self._send_next()
+
+    def _replied_outside(self, answer: ReceivedReply, awaited: Awaited) -> None:
+        """A reply that belongs to no transaction."""
+        code = answer.code
+        if awaited is Awaited.AUTH:
+            self._replied_to_auth(answer)
+        elif awaited is Awaited.QUIT:
+            self._close(None)
+        elif awaited is Awaited.RSET:
+            if code >= 400:
+                self._out_of_order(answer, awaited)
+            else:
+                self._send_next()
+        elif 300 <= code < 400:
+            self._out_of_order(answer, awaited)
+        elif awaited is Awaited.STARTTLS:
+            self._replied_to_starttls(answer)
+        elif awaited is Awaited.EHLO and code >= 500 and self._may_do_without_ehlo:
+            self._command(f"HELO {self._helo}", Awaited.HELO)
+        elif code >= 400:
+            self._refuse_us(answer)
+        elif awaited is Awaited.GREETING:
+            self._say_hello()
+        else:
+            self.extensions = parse_extensions(answer) if awaited is Awaited.EHLO else NO_EXTENSIONS
+            self._said_hello()
+
+    # ------------------------------------------------------------ until the session is ready
+
+    def _command(self, line: str, awaited: Awaited) -> None:
+        self._output.append(line.encode("ascii") + b"\r\n")
+        self._expected.append((awaited, None))
+
+    def _say_hello(self) -> None:
+        verb = "LHLO" if self._protocol == "lmtp" else "EHLO"
+        self._command(f"{verb} {self._helo}", Awaited.EHLO)
+
+    @property
+    def _insists_on_tls(self) -> bool:
+        return self._tls_demand.level not in (TlsLevel.NONE, TlsLevel.OPPORTUNISTIC)
+
+    @property
+    def _may_do_without_ehlo(self) -> bool:
+        """RFC 5321 section 3.2: HELO is for servers that refuse EHLO. What needs an extension gains nothing by it."""
+        needs_extension = (
+            self._credentials is not None or self._needs_requiretls or (self.tls is None and self._insists_on_tls)
+        )
+        return self._protocol == "smtp" and not needs_extension
+
+    def _said_hello(self) -> None:
+        extensions = self.extensions
+        if self.tls is None and self._tls_demand.level is not TlsLevel.NONE:
+            if extensions.starttls:
+                self._command("STARTTLS", Awaited.STARTTLS)
+                return
+            if not self._do_without_tls("The host does not offer STARTTLS"):
+                return
+        self._tls_settled()
+
+    def _replied_to_starttls(self, answer: ReceivedReply) -> None:
+        if answer.code >= 400:
+            if self._do_without_tls(f"The host refuses STARTTLS: {answer.text()}"):
+                self._tls_settled()
+        elif self._parser.has_more:
+            # RFC 3207 section 5: what came behind the reply was not protected, and whoever put it there means harm.
+            self._fail(TroubleKind.PROTOCOL, "There is input behind the reply to STARTTLS", "4.7.5")
+        else:
+            self.phase = Phase.HANDSHAKE
+
+    def _do_without_tls(self, why: str) -> bool:
+        if self._insists_on_tls:
+            self._fail(TroubleKind.TLS, why, "4.7.4", tls_result="starttls-not-supported", says_quit=True)
+            return False
+        self.tls_result = "starttls-not-supported"
+        return True
+
+    def _tls_settled(self) -> None:
+        if self._needs_requiretls and not self.extensions.requiretls:
+            # RFC 8689 section 4.2.1: another host of the route may offer it.
+            self._fail(TroubleKind.TLS, "The host does not offer REQUIRETLS (RFC 8689)", "5.7.30", says_quit=True)
+        elif self._credentials is None:
+            self._ready()
+        else:
+            self._mechanisms = mechanisms(
+                self.extensions.mechanisms,
+                self._credentials.username,
+                self._credentials.password,
+                lambda: base64.b64encode(os.urandom(18)),
+                is_private=self.tls is not None or self._is_local,
+            )
+            self._authenticate("The host offers no AUTH mechanism that may be used on this connection")
+
+    def _authenticate(self, why: str) -> None:
+        """Begin with the next mechanism, or give up for that reason."""
+        if not self._mechanisms:
+            self._fail(TroubleKind.GREETING, why, "4.7.0", says_quit=True)
+            return
+        mechanism = self._mechanisms[0]
+        line = f"AUTH {mechanism.name}"
+        initial = mechanism.initial()
+        if initial is not None:
+            # RFC 4954 section 4: an initial response that makes the command too long waits to be asked for.
+            whole = f"{line} {_base64(initial) or '='}"
+            if len(whole) + 2 <= MAX_COMMAND_OCTETS:
+                line, initial = whole, None
+        self._initial = initial
+        self._command(line, Awaited.AUTH)
+
+    def _replied_to_auth(self, answer: ReceivedReply) -> None:
+        mechanism = self._mechanisms[0]
+        if self._exchange_error or answer.code in (504, 534):
+            why = self._exchange_error or answer.text()
+            self._exchange_error = ""
+            self._mechanisms.pop(0)
+            self._authenticate(f"Authentication by {mechanism.name} failed: {why}")
+        elif 300 <= answer.code < 400:
+            try:
+                if self._initial is not None:
+                    response, self._initial = self._initial, None
+                else:
+                    response = mechanism.respond(_from_base64(answer.lines[0]))
+            except ExchangeError as error:
+                self._exchange_error = str(error)
+                self._command("*", Awaited.AUTH)
+            else:
+                self._command(_base64(response), Awaited.AUTH)
+        elif answer.code >= 400:
+            self._refuse_us(answer)
+        elif mechanism.is_complete:
+            self._mechanisms.clear()
+            self._ready()
+        else:
+            self._fail(TroubleKind.GREETING, "The host did not prove that it knows the password", "4.7.0")
+
+    def _ready(self) -> None:
+        self.phase = Phase.READY
+        self._messages_left = self.extensions.max_messages
+        self._go_on()
+
+    # ------------------------------------------------------------ transactions
+
+    def _go_on(self) -> None:
+        """Begin the next transaction if it is its turn; if none is left, do as the owner wants."""
+        while self._open is None and self._waiting and (self.extensions.pipelining or not self._expected):
+            sending = self._waiting.popleft()
+            if self._messages_left is not None:
+                if self._messages_left <= 0:
+                    self._finish(sending)
+                    continue
+                self._messages_left -= 1
+            self._begin(sending)
+        if self._is_quitting and self.phase is Phase.READY and not self._sendings and not self._expected:
+            self.phase = Phase.QUITTING
+            self._command("QUIT", Awaited.QUIT)
+
+    def _begin(self, sending: Sending) -> None:
+        extensions, message = self.extensions, sending.message
+        mail = mail_command(message, extensions, self._time())
+        if isinstance(mail, Reply):
+            sending.decided_all(mail)
+            self._finish(sending)
+            return
+        limit = extensions.max_recipients
+        untried = sending.untried
+        if limit is None or len(untried) <= limit:
+            sending.untried = []
+        else:
+            untried, sending.untried = untried[:limit], untried[limit:]
+        recipients: list[OutgoingRecipient] = []
+        commands: list[bytes] = []
+        for recipient in untried:
+            rcpt = rcpt_command(recipient, extensions, is_smtputf8=message.is_smtputf8)
+            if isinstance(rcpt, Reply):
+                sending.decided(recipient, rcpt)
+            else:
+                recipients.append(recipient)
+                commands.append(rcpt)
+        if not recipients:
+            self._wait_or_finish(sending)
+            return
+        uses_chunks = (
+            extensions.chunking and extensions.pipelining and message.content.size_octets >= CHUNKED_FROM_OCTETS
+        )
+        transaction = Transaction(sending, recipients, has_dsn=extensions.dsn, uses_chunks=uses_chunks)
+        self._open = transaction
+        if self._needs_reset:
+            self._needs_reset = False
+            self._output.append(b"RSET\r\n")
+            self._expected.append((Awaited.RSET, None))
+        if extensions.pipelining:
+            output, expected = self._output, self._expected
+            output.append(mail)
+            output += commands
+            expected.append((Awaited.MAIL, transaction))
+            rcpt_entry = (Awaited.RCPT, transaction)
+            expected.extend([rcpt_entry] * len(commands))
+            if not uses_chunks:
+                output.append(b"DATA\r\n")
+                expected.append((Awaited.DATA, transaction))
+            return
+        self._unsent.append((mail, Awaited.MAIL, transaction))
+        self._unsent.extend((command, Awaited.RCPT, transaction) for command in commands)
+        self._unsent.append((b"DATA\r\n", Awaited.DATA, transaction))
+        self._send_next()
+
+    def _send_next(self) -> None:
+        """Without PIPELINING: the next command, once all before it have been answered."""
+        if self._unsent and not self._expected:
+            command, awaited, transaction = self._unsent.popleft()
+            self._output.append(command)
+            self._expected.append((awaited, transaction))
+
+    def _give_up(self, transaction: Transaction) -> None:
+        """End a transaction before its end of data; the host may think that it goes on."""
+        self._open = None
+        self._wants_content = False
+        self._needs_reset = True
+        self._ended(transaction)
+
+    def _ended(self, transaction: Transaction) -> None:
+        transaction.finish(may_go_on=True)
+        self._wait_or_finish(transaction.sending)
+        self._go_on()
+
+    def _wait_or_finish(self, sending: Sending) -> None:
+        if sending.untried:
+            self._waiting.append(sending)
+        else:
+            self._finish(sending)
+
+    def _finish(self, sending: Sending) -> None:
+        self._sendings.remove(sending)
+        self._deliveries.append(
+            (
+                sending.token,
+                Delivery(
+                    sending.message.message_id,
+                    self._endpoint,
+                    self.tls,
+                    sending.started_at,
+                    self._time(),
+                    tuple(sending.outcomes),
+                    self.trouble,
+                ),
+            )
+        )
+
+    # ------------------------------------------------------------ the end
+
+    def _unasked(self, answer: ReceivedReply) -> None:
+        """A host that speaks without being asked says that it will close the connection, or is confused."""
+        if answer.code == 421:
+            self._fail(TroubleKind.SHUTDOWN, answer.text(), answer.status(Stage.SESSION), is_remote=True)
+        else:
+            self._fail(TroubleKind.PROTOCOL, f"The host said, unasked: {answer.text()}", "4.5.0")
+
+    def _out_of_order(self, answer: ReceivedReply, awaited: Awaited) -> None:
+        self._fail(TroubleKind.PROTOCOL, f"The host sent this for {awaited.value}: {answer.text()}", "4.5.0")
+
+    def _refuse_us(self, answer: ReceivedReply) -> None:
+        # RFC 5321 section 3.1: a server that refuses at the greeting waits for QUIT.
+        self._fail(TroubleKind.GREETING, answer.text(), answer.status(Stage.SESSION), is_remote=True, says_quit=True)
+
+    def _shut_down(self, answer: ReceivedReply, awaited: Awaited, transaction: Transaction | None) -> None:
+        if self.phase is Phase.QUITTING:
+            self._close(None)
+            return
+        if transaction is not None and awaited is not Awaited.NO_END:
+            if awaited is Awaited.END and self._protocol == "lmtp":
+                transaction.ended_for_one(answer)  # for the others, nobody knows
+            else:
+                transaction.shut_down(answer, _STAGES.get(awaited, Stage.DATA))
+            transaction.finish(may_go_on=False)
+        self._fail(TroubleKind.SHUTDOWN, answer.text(), answer.status(Stage.SESSION), is_remote=True)
+
+    def _fail(
+        self,
+        kind: TroubleKind,
+        text: str,
+        status: str,
+        *,
+        is_remote: bool = False,
+        tls_result: str = "",
+        says_quit: bool = False,
+    ) -> None:
+        self._close(Trouble(kind, text, status, is_remote, tls_result))
+        if says_quit:
+            self._output.append(b"QUIT\r\n")
+
+    def _close(self, trouble: Trouble | None) -> None:
+        """Nothing more is sent or read; each message that has not ended does so with what is known."""
+        self.phase = Phase.CLOSED
+        self.trouble = trouble
+        transactions = {id(entry): entry for awaited, entry in self._expected if entry is not None}
+        for awaited, transaction in self._expected:
+            if awaited is Awaited.END and transaction is not None:
+                transaction.unknown()
+        if self._open is not None:
+            transactions[id(self._open)] = self._open
+        for transaction in transactions.values():
+            transaction.finish(may_go_on=False)
+        self._expected.clear()
+        self._unsent.clear()
+        self._waiting.clear()
+        self._output.clear()
+        self._open = None
+        self._wants_content = False
+        for sending in tuple(self._sendings):
+            self._finish(sending)
+
+
+def _base64(octets: bytes) -> str:
+    return base64.b64encode(octets).decode("ascii")
+
+
+def _from_base64(text: bytes) -> bytes:
+    try:
+        return base64.b64decode(text.strip(), validate=True)
+    except binascii.Error as error:
+        raise ExchangeError("the challenge is not base64") from error
