@@ -102,10 +102,14 @@ class SendersTestCase(TestCase):
         pool = Pool(reactor, self.dsn, size=2, name="test-pool")
         listener = Connection(reactor, self.dsn, name="test-listener")
         for connections in (pool, listener):
-            self.addCleanup(lambda c=connections: Deferred.fromCoroutine(c.stop()))
+            self.addCleanup(_stop, connections)
             connections.start()
             await connections.connected(10)
         return Senders(pool, listener, limits, lambda: self.now)
+
+
+def _stop(connections: Connection | Pool) -> Deferred[None]:
+    return Deferred.fromCoroutine(connections.stop())
 
 
 async def rights(senders: Senders, account: str, address: Address | str | None) -> Rights | None:
@@ -147,7 +151,9 @@ class OwnershipTests(SendersTestCase):
         await until(reactor, lambda: not senders._known, what="the node has heard of it")
         assert (await rights(senders, "alice@example.test", address)).is_own is True  # type: ignore[union-attr]  # there
         self.now += 61
-        assert isinstance(senders.rights("alice@example.test", address), Deferred)
+        asked = senders.rights("alice@example.test", address)
+        assert isinstance(asked, Deferred)
+        await asked
 
     async def test_a_database_that_is_away_is_doubt(self) -> None:
         """Nothing is remembered of it."""
