@@ -7,6 +7,7 @@ the operator about every key. Only `mailgate.service` and the command line see a
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import socket
 from collections.abc import Mapping
@@ -146,6 +147,7 @@ class Listener:
     proxy_from: Networks = ()
     accepts_unauthenticated: bool = True
     requires_tls: bool = False
+    auth: Annotated[Literal["never", "tls", "always"] | None, OneOf(("never", "tls", "always"))] = None
     client_certificate: Annotated[Literal["none", "ask", "require"], OneOf(("none", "ask", "require"))] = "none"
 
 
@@ -378,7 +380,18 @@ def reloadable_differences(old: Config, new: Config) -> tuple[str, ...]:
 
 
 _RELOADED = frozenset({"tls", "limits", "tolerate", "policies", "deadlines"})
-_RELOADED_KEYS = frozenset({"authserv_id", "dns.servers", "dns.spare_loopback"})
+_RELOADED_KEYS = frozenset(
+    {
+        "authserv_id",
+        "dns.servers",
+        "dns.spare_loopback",
+        "authentication.failures_per_network",
+        "authentication.failures_per_account",
+        "authentication.counted_seconds",
+        "authentication.ban_seconds",
+        "authentication.maximum_ban_seconds",
+    }
+)
 
 
 def _listener_differences(old: tuple[Listener, ...], new: tuple[Listener, ...]) -> list[str]:
@@ -433,11 +446,23 @@ def _check_listener(listener: Listener, key: str, tls: Tls, reader: Reader) -> N
         reader.fault(f"{key}.addresses", "it is empty", "name an address, or leave the key out for all")
     if listener.requires_tls and listener.tls == "none":
         reader.fault(f"{key}.requires_tls", "there is no TLS here", 'use false, or tls = "starttls"')
+    if listener.auth == "tls" and listener.tls == "none":
+        reader.fault(f"{key}.auth", "there is no TLS here", 'use "never", or tls = "starttls"')
+    if listener.auth == "always" and not _is_of_this_machine(listener):
+        problem = "passwords would cross the network in plain text"
+        reader.fault(f"{key}.auth", problem, 'use "tls", or addresses = ["127.0.0.1", "::1"], or a Unix socket')
     if listener.client_certificate != "none":
         if listener.tls == "none":
             reader.fault(f"{key}.client_certificate", "there is no TLS here", 'use "none", or tls = "starttls"')
         elif tls.client_ca is None and not reader.is_faulty("tls.client_ca"):
             reader.fault(f"{key}.client_certificate", "nothing says whom to trust", "add client_ca to [tls]")
+
+
+def _is_of_this_machine(listener: Listener) -> bool:
+    """Whether only programs on this machine can reach it."""
+    if listener.endpoints:
+        return all(endpoint.startswith("unix:") for endpoint in listener.endpoints)
+    return all(ipaddress.ip_address(address).is_loopback for address in listener.addresses or ("0.0.0.0",))  # noqa: S104
 
 
 def _places(listener: Listener, key: str) -> list[tuple[str, Place]]:

@@ -27,6 +27,7 @@ def _hostname(known: Mapping[str, Any]) -> object:  # Any: as in Derived
 class Authentication:
     """What failed authentication leads to, and how much hashing of passwords may go on at a time."""
 
+    checker: Annotated[str, Text("the name of a checker")] = "database"
     failures_per_network: Annotated[int, Count] = 10
     failures_per_account: Annotated[int, Count] = 50
     counted_seconds: Annotated[float, LongSeconds] = 900.0

@@ -5,6 +5,8 @@ A method that answers later returns a Deferred. What an interface promises to ra
 
 from __future__ import annotations
 
+from twisted.cred.checkers import ICredentialsChecker
+from twisted.cred.credentials import ICredentials
 from zope.interface import Attribute, Interface
 
 
@@ -98,4 +100,46 @@ class IAuthenticator(Interface):
         @return: an object with `step(response)`, called with the client's decoded response (bytes; None where it sent
             no initial response). It returns, or a Deferred fires with, bytes (the next challenge), a str (the
             authenticated account's name), or a `mailgate.smtp.reply.Reply` (refused).
+        """
+
+
+class IAccount(Interface):
+    """The avatar of twisted.cred here: who has authenticated."""
+
+    name: str = Attribute("The account's name: the mailbox's address, both parts as keys.")
+
+
+class IScramProof(ICredentials):
+    """Credentials: what a client of SCRAM has sent to prove that it knows a password."""
+
+    username: bytes = Attribute("The account's name in UTF-8.")
+    start: object = Attribute("The `mailgate.accounts.checker.ScramStart` that the exchange began with.")
+    proof: object = Attribute("A `mailgate.sasl.scram.Proof`.")
+    matched: object = Attribute("Set by the checker: the Verifier that the proof matches.")
+
+
+class IScramChecker(ICredentialsChecker):
+    """A checker that can check an IScramProof, and so lets SCRAM be offered."""
+
+    def start_scram(name):  # type: ignore[no-untyped-def]
+        """What an exchange begins with.
+
+        @param name: the account's name; of one that does not exist, the answer must look alike, and be the same each
+            time.
+        @return: a Deferred of a `mailgate.accounts.checker.ScramStart`.
+        """
+
+
+class ICheckerProvider(Interface):
+    """A plugin that makes a checker of credentials, to be used instead of mailgate's own."""
+
+    name: str = Attribute("What `authentication.checker` says in the configuration.")
+
+    def make(services):  # type: ignore[no-untyped-def]
+        """Make the checker.
+
+        @param services: a `mailgate.policy.plugin.Services`.
+        @return: a twisted.cred ICredentialsChecker. With IUsernamePassword among its credentialInterfaces PLAIN and
+            LOGIN are offered; with IScramProof, as an IScramChecker, SCRAM too. The avatar id that it gives is the
+            account's name, the address of a mailbox.
         """

@@ -33,6 +33,9 @@ from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 
 from mailgate import instance
+from mailgate.accounts.authenticator import Offer
+from mailgate.accounts.node import NodeAccounts, node_accounts
+from mailgate.accounts.plugin import UnusableChecker
 from mailgate.binding import listen_tcp, name_of
 from mailgate.certificate import UnusableFile, ensure_self_signed
 from mailgate.config import DATA_LOSS_SENTENCE, Config, ConfigError, load_config, reloadable_differences
@@ -46,9 +49,10 @@ from mailgate.policy.limits import LimitsPolicy, NodeLimits, Usage
 from mailgate.policy.plugin import PolicyThreads, Services, make_policy, providers
 from mailgate.policy.recipients import RecipientsPolicy
 from mailgate.policy.results import ResultsPolicy
-from mailgate.policy.stage import Stage
+from mailgate.policy.stage import Role, Stage
 from mailgate.smtp.grammar import domain_key, local_key
 from mailgate.smtp.session import Limits, Settings
+from mailgate.storage.credentials import Bounds
 from mailgate.storage.directory import Directory
 from mailgate.storage.embedded import EmbeddedPostgres, EmbeddedPostgresError, EmbeddedPostgresService
 from mailgate.storage.errors import DatabaseRefused, StorageUnavailable
@@ -109,6 +113,7 @@ class MailgateService(MultiService):
             trusts_ad=dns.trusts_ad,
         )
         self._threads: PolicyThreads | None = None
+        self._accounts: NodeAccounts | None = None
         self._limits_policy = LimitsPolicy(_node_limits(config), self._usage)
         self._tls: TlsContexts | None = None
         self._factories: dict[str, MailFactory] = {}
@@ -175,6 +180,8 @@ class MailgateService(MultiService):
         for connections in (control, writing, *large, behind):
             await self._wait_for(connections)
         self._directory = Directory(self._reactor, pool, control, postmaster=config.postmaster)
+        if any(_offer(listener) is not Offer.NEVER for listener in config.listeners):
+            await self._open_accounts(dsn, control)
         self._writer = MailboxWriter(
             self._reactor,
             writing,
@@ -195,6 +202,25 @@ class MailgateService(MultiService):
         self._retention.start()
         return number
 
+    async def _open_accounts(self, dsn: str, control: Connection) -> None:
+        """What AUTH needs, where a listener offers it."""
+        authentication = self._config.authentication
+        pool = self._keep(Pool(self._reactor, dsn, size=2, name="mailgate-accounts", setup=settle))
+        await self._wait_for(pool)
+        try:
+            self._accounts = node_accounts(
+                self._services(self._config),
+                pool,
+                control,
+                checker_name=authentication.checker,
+                offers={listener.name: _offer(listener) for listener in self._config.listeners},
+                bounds=_bounds(self._config),
+                threads=authentication.threads,
+                waiting=authentication.waiting,
+            )
+        except UnusableChecker as error:
+            raise StartFailed(str(error)) from error
+
     def _keep(self, connections: Any) -> Any:  # Any: a Connection gives a Connection, a Pool a Pool
         self._databases.append(connections)
         connections.start()
@@ -214,10 +240,14 @@ class MailgateService(MultiService):
 
     def _factory(self, listener: Listener, chain: Chain, ids: IdGenerator) -> MailFactory:
         assert self._writer and self._journal  # noqa: S101  # made by _open_database
+        rules, authenticator = _rules(self._config, listener), None
+        if self._accounts is not None:
+            authenticator = self._accounts.authenticator
+            rules = replace(rules, settings=replace(rules.settings, mechanisms=authenticator.mechanisms))
         return MailFactory(
             name=listener.name,
             role=listener.role,
-            rules=_rules(self._config, listener),
+            rules=rules,
             chain=chain,
             writer=self._writer,
             journal=self._journal,
@@ -228,15 +258,20 @@ class MailgateService(MultiService):
             tls=self._tls.factory(listener.client_certificate) if self._tls is not None else None,
             is_implicit_tls=listener.tls == "implicit",
             proxy_from=listener.proxy_from,
+            authenticator=authenticator,
         )
+
+    def _services(self, config: Config) -> Services:
+        """What plugins may use."""
+        if self._threads is None:
+            self._threads = PolicyThreads()
+            self._threads.start()
+        return Services(self._reactor, time.time, self._resolver, config.hostname, self._threads)
 
     def _make_chain(self, config: Config) -> Chain:
         """The policies, in order: what no configuration can leave out, then what it asks for."""
         assert self._directory is not None  # noqa: S101  # made by _open_database
-        if self._threads is None:
-            self._threads = PolicyThreads()
-            self._threads.start()
-        services = Services(self._reactor, time.time, self._resolver, config.hostname, self._threads)
+        services = self._services(config)
         known = providers()
         members: list[Member] = [Member(self._limits_policy), Member(RecipientsPolicy(self._directory))]
         configurations: list[PolicyConfiguration] = []
@@ -366,6 +401,8 @@ class MailgateService(MultiService):
             await self._journal.stop(grace * 0.1)
         if self._threads is not None:
             self._threads.abandon()
+        if self._accounts is not None:
+            self._accounts.threads.abandon()
         for connections in self._databases:
             await connections.stop()
         if self._embedded is not None:
@@ -410,6 +447,8 @@ class MailgateService(MultiService):
             factory.chain = chain
         self._resolver.use_servers(config.dns.servers)
         self._limits_policy.limits = _node_limits(config)
+        if self._accounts is not None:
+            self._accounts.guard.bounds = _bounds(config)
         for listener in config.listeners:
             known = self._factories.get(listener.name)
             if known is not None:
@@ -448,6 +487,25 @@ def _load_tls(config: Config) -> TlsContexts | None:
     )
 
 
+def _offer(listener: Listener) -> Offer:
+    """Where a listener offers AUTH."""
+    if listener.auth is not None:
+        return Offer(listener.auth)
+    return Offer.TLS if listener.role is Role.SUBMISSION and listener.tls != "none" else Offer.NEVER
+
+
+def _bounds(config: Config) -> Bounds:
+    """What failed authentication leads to."""
+    authentication = config.authentication
+    return Bounds(
+        authentication.failures_per_network,
+        authentication.failures_per_account,
+        authentication.counted_seconds,
+        authentication.ban_seconds,
+        authentication.maximum_ban_seconds,
+    )
+
+
 def _node_limits(config: Config) -> NodeLimits:
     limits = config.limits
     return NodeLimits(
@@ -480,6 +538,7 @@ def _rules(config: Config, listener: Listener, *, settings: Settings | None = No
             offers_starttls=listener.tls == "starttls",
             requires_tls=listener.requires_tls,
             accepts_unauthenticated=listener.accepts_unauthenticated,
+            offers_auth_in_tls=_offer(listener) is Offer.TLS,
         )
     return Rules(
         replace(settings, limits=bounds),

@@ -118,7 +118,18 @@ def describe(connection: SSL.Connection) -> TlsState:
         bits=connection.get_cipher_bits() or 0,
         server_name=_asked_name(connection),
         client_certificate=None if certificate is None else _subject(certificate),
+        channel_binding=_exporter(connection),
     )
+
+
+def _exporter(connection: SSL.Connection) -> bytes | None:
+    """What both ends know this connection by, and nobody else (RFC 9266); None where TLS has no such thing.
+
+    TLS 1.2 has it only with an extension (RFC 7627) of which OpenSSL does not tell us whether it was agreed on.
+    """
+    if connection.get_protocol_version() < SSL.TLS1_3_VERSION:
+        return None
+    return connection.export_keying_material(b"EXPORTER-Channel-Binding", 32)
 
 
 def check_ciphers(ciphers: str) -> None:

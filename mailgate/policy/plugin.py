@@ -64,12 +64,12 @@ class _DaemonThread(threading.Thread):
 
 
 class PolicyThreads(ThreadPool):
-    """Threads for policies that block: THREADS at most, and nobody waits for them when the process is to end."""
+    """Threads for what blocks: so many at most, and nobody waits for them when the process is to end."""
 
     threadFactory = _DaemonThread
 
-    def __init__(self) -> None:
-        super().__init__(0, THREADS, "mailgate-policies")
+    def __init__(self, threads: int = THREADS, name: str = "mailgate-policies") -> None:
+        super().__init__(0, threads, name)
         self._is_abandoned = False
 
     def abandon(self) -> None:
@@ -190,14 +190,14 @@ def providers() -> Mapping[str, Provider]:
     What is broken is named in the log, and takes nothing else with it.
     """
     found: dict[str, Provider] = {}
-    for module in _plugin_modules():
+    for module in plugin_modules():
         for value in list(vars(module).values()):
             if not (IPolicyProvider.providedBy(value) and IPlugin.providedBy(value)):
                 continue
             plugin = cast("Provider", value)
             problem = _problem_of(plugin)
             if problem:
-                _report(module.__name__, f"{plugin!r}: {problem}")
+                report_plugin(module.__name__, f"{plugin!r}: {problem}")
             elif plugin.name not in found or module.__name__ == _BUILT_IN:
                 found[plugin.name] = plugin
     return found
@@ -219,18 +219,19 @@ _BUILT_IN = "mailgate.plugins.builtin"
 _reported: set[str] = set()
 
 
-def _plugin_modules() -> Iterator[ModuleType]:
+def plugin_modules() -> Iterator[ModuleType]:
+    """Every file of plugins that can be loaded; one that can't is named in the log."""
     importlib.invalidate_caches()
     for entry in pkgutil.iter_modules(mailgate.plugins.__path__, f"{mailgate.plugins.__name__}."):
         try:
             yield importlib.import_module(entry.name)
         except (Exception, SystemExit) as error:  # a stranger's code, which may do anything
             where = getattr(entry.module_finder, "path", "")
-            _report(entry.name, f"its file in {where} can't be loaded: {type(error).__name__}: {error}")
+            report_plugin(entry.name, f"its file in {where} can't be loaded: {type(error).__name__}: {error}")
 
 
-def _report(name: str, problem: str) -> None:
-    """Say it once: plugins are looked for at every reload, and by every command."""
+def report_plugin(name: str, problem: str) -> None:
+    """Say once that something of a plugin is left out: plugins are looked for at every reload, and by every command."""
     line = f"plugin {name} is left out: {problem}"
     if line not in _reported:
         _reported.add(line)

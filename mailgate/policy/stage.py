@@ -48,6 +48,7 @@ class TlsState:
     bits: int  # of the cipher's secret
     server_name: str | None = None  # SNI, A-form
     client_certificate: str | None = None  # the subject's common name, where a certificate was asked for and verified
+    channel_binding: bytes | None = field(default=None, repr=False, compare=False)  # tls-exporter; None below 1.3
 
 
 @dataclass(frozen=True, slots=True)

@@ -176,14 +176,14 @@ class Scram:
         except Malformed as error:
             return Failed(Reason.MALFORMED, str(error), self._name)
 
-    def found(self, salt: bytes, iterations: int) -> Step:
+    def found(self, salt: bytes, iterations: int) -> Challenge:
         """Go on with the salt and the count for the name that was asked for."""
         assert self._first is not None  # noqa: S101  # it asked
         self._nonce = self._first.nonce + self._make_nonce()
         self._server_first = server_first(self._nonce, salt, iterations)
         return Challenge(self._server_first)
 
-    def proved(self, verifier: Verifier) -> Step:
+    def proved(self, verifier: Verifier) -> Challenge:
         """Go on: the proof matches this verifier."""
         assert self._proof is not None  # noqa: S101  # it asked
         self._is_proved = True

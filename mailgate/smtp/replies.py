@@ -36,6 +36,8 @@ TLS_REQUIRED = reply(530, "5.7.0", "Issue STARTTLS first")
 AUTH_REQUIRED = reply(530, "5.7.0", "Authentication required")
 INPUT_BEHIND_STARTTLS = reply(554, "5.5.1", "Input behind STARTTLS; closing")
 NO_AUTH = reply(502, "5.5.1", "AUTH is not offered here")
+AUTH_NEEDS_TLS = reply(538, "5.7.11", "Encryption required: issue STARTTLS first")
+AUTH_LINE_TOO_LONG = reply(500, "5.5.6", "Authentication exchange line is too long")
 AUTH_MECHANISM = reply(504, "5.5.4", "That mechanism is not offered")
 AUTH_ALREADY = reply(503, "5.5.1", "Authenticated already")
 AUTH_IN_TRANSACTION = reply(503, "5.5.1", "AUTH is not permitted during a transaction")
@@ -58,6 +60,8 @@ TIMEOUT = reply(421, "4.4.2", "Waited too long; closing")
 TRANSACTION_TIMEOUT = reply(421, "4.4.2", "The transaction took too long; closing")
 ENDLESS_HEADER = reply(552, "5.3.4", f"Header section larger than {MAX_HEADER_OCTETS} octets")
 NO_FIRST_FIELD = reply(550, "5.6.0", "The message begins with the rest of a header field (RFC 5322 section 2.2.3)")
+# What is kept in Junk is not forwarded, and here nobody would keep it.
+JUNK_FOR_ELSEWHERE = reply(550, "5.7.1", "This message is taken for junk, and its recipients' mail is forwarded")
 LOOP = reply(554, "5.4.6", "Too many Received fields: this message goes round in a loop")
 
 FAULTS = {

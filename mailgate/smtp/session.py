@@ -122,6 +122,7 @@ class Settings:
     offers_requiretls: bool = False  # inside TLS (RFC 8689 section 2)
     longest_hold_seconds: int = 0  # of FUTURERELEASE; 0: not offered
     shortest_delivery_seconds: int = 0  # of DELIVERBY, as long as BY has to give at least; 0: not offered
+    offers_auth_in_tls: bool = False  # so that AUTH in plain text hears what it lacks
 
 
 class State(Enum):
@@ -446,7 +447,7 @@ class Session:
             self._confirmed += self._unconfirmed
             self._unconfirmed = []
         is_auth = line[:4].upper() == b"AUTH"
-        self._dialogue_add(b"C: AUTH ..." if is_auth else b"C: " + line)
+        self._dialogue_add(b"C: " + (self._without_credentials(line) if is_auth else line))
         try:
             command = parse_command(line)
         except CommandError as error:
@@ -842,6 +843,9 @@ class Session:
             self._end_transaction(Disposition.DISCARDED, Stage.END_OF_DATA, accepted, policy=policy, reason=reason)
             self._go_on(accepted)
             return
+        if transaction.quarantined_by is not None and transaction.leads_elsewhere:
+            self._refuse_content(replies.JUNK_FOR_ELSEWHERE, transaction.quarantined_by[0])
+            return
         content = transaction.content
         assert content is not None  # noqa: S101  # set by _content_complete, the only way here
         view, received_at = transaction.view(), self._time()
@@ -906,12 +910,21 @@ class Session:
             return self._go_on(replies.AUTH_IN_TRANSACTION)
         mechanisms = self._settings.mechanisms(self.view)
         if not mechanisms:
-            return self._go_on(replies.NO_AUTH)
+            needs_tls = self._settings.offers_auth_in_tls and self.view.tls is None
+            return self._go_on(replies.AUTH_NEEDS_TLS if needs_tls else replies.NO_AUTH)
         if command.mechanism not in mechanisms:
             return self._go_on(replies.AUTH_MECHANISM)
         self._action = Authenticate(command.mechanism, command.initial)
         self.state = State.BUSY
         return None
+
+    def _without_credentials(self, line: bytes) -> bytes:
+        """AUTH with its mechanism, if that is one of ours; anything else in the line may be a password."""
+        mechanism = line.split(maxsplit=2)[1:2]
+        is_ours = bool(mechanism) and mechanism[0].upper().decode("ascii", "replace") in self._settings.mechanisms(
+            self.view
+        )
+        return b"AUTH " + mechanism[0] + b" ..." if is_ours else b"AUTH ..."
 
     def _take_auth_response(self) -> bool:
         line = self._take_line(_AUTH_LINE_OCTETS)
@@ -919,7 +932,7 @@ class Session:
             return False
         if isinstance(line, Reply):
             self._skipped_line = b""
-            self._not_a_command(b"", line)
+            self._not_a_command(b"", replies.AUTH_LINE_TOO_LONG if line is replies.LINE_TOO_LONG else line)
         elif line == b"*":
             self._go_on(replies.AUTH_CANCELLED)
         else:

@@ -171,6 +171,9 @@ SELECT domain, selector, master_key_id FROM mailgate.dkim_key
 WHERE state = 'active' AND master_key_id <> %(master_key_id)s
 ORDER BY domain, selector LIMIT 1;
 
+-- find_reverse_path: the reverse-path that a transaction had.
+SELECT reverse_path FROM mailgate.transaction WHERE id = %(id)s AND disposition = 'accepted';
+
 -- make_secret: a secret of that name, unless there is one.
 INSERT INTO mailgate.secret (name, octets) VALUES (%(name)s, %(octets)s) ON CONFLICT DO NOTHING;
 
@@ -386,3 +389,38 @@ WHERE address = %(address)s AND suppressed_until > to_timestamp(%(now)s);
 DELETE FROM mailgate.suppression
 WHERE last_failed_at < to_timestamp(%(now)s) - make_interval(days => %(days)s)
   AND coalesce(suppressed_until, '-infinity') < to_timestamp(%(now)s);
+
+-- claim_queue: lease some rows that are ready, and read them with the contents of small messages.
+SELECT mailgate.claim_queue(
+    %(instance)s, %(claim)s, %(now)s, %(lease_seconds)s, %(at_most)s, %(octets)s, %(inline_octets)s,
+    %(per_destination)s, %(skipped)s, %(skipped_senders)s, %(after_sender)s, %(senders)s, %(after_domains)s);
+SELECT * FROM mailgate.leased_rows(%(instance)s, %(claim)s, %(inline_octets)s);
+
+-- claim_overdue: lease some rows whose senders are to be told something, and read them.
+SELECT mailgate.claim_overdue(
+    %(instance)s, %(claim)s, %(now)s, %(lease_seconds)s, %(delay_seconds)s, %(give_up_seconds)s, %(at_most)s);
+SELECT * FROM mailgate.leased_rows(%(instance)s, %(claim)s, %(inline_octets)s);
+
+-- settle_queue: write what came of some rows, with all that tells of it.
+SELECT disowned, usage_mailbox, usage_octets FROM mailgate.settle_queue(
+    %(instance)s, %(node)s, %(now)s, %(ended_id)s, %(ended_claim)s, %(ended_is_delivered)s, %(kept)s,
+    -- attempts
+    %(attempt_transaction)s, %(attempt_queue_id)s, %(attempt_recipient)s, %(attempt_at)s, %(attempt_seconds)s,
+    %(attempt_result)s, %(attempt_status)s, %(attempt_reply)s, %(attempt_is_remote)s, %(attempt_is_ambiguous)s,
+    %(attempt_host)s, %(attempt_address)s, %(attempt_port)s, %(attempt_tls_version)s, %(attempt_tls_cipher)s,
+    %(attempt_tls_is_verified)s, %(attempt_tls_source)s,
+    %(destinations)s,
+    -- notices
+    %(notice_id)s, %(notice_header_from)s, %(notice_subject)s, %(notice_header_message_id)s, %(notice_trace)s,
+    %(notice_size_octets)s, %(notice_sha256)s, %(notice_content)s,
+    %(about_notice)s, %(about_id)s, %(about_claim)s, %(about_is_delivered)s,
+    %(delivery_message)s, %(delivery_mailbox)s, %(delivery_folder)s, %(delivery_detail)s, %(delivery_size_octets)s,
+    %(delivery_received_at)s,
+    %(queue)s
+);
+
+-- renew_leases: keep what we are at, and let go of what nobody is at any more.
+SELECT mailgate.renew_leases(%(instance)s, %(claims)s, %(now)s, %(lease_seconds)s, %(dead)s);
+
+-- queued_piece: a piece of a large content.
+SELECT mailgate.queued_piece(%(message_id)s, %(position)s, %(piece_octets)s);
