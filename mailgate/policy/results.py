@@ -8,6 +8,9 @@ Standards: RFC 8601 sections 4 and 5; RFC 7208 section 9.1.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
+
 from zope.interface import implementer
 
 from mailgate.auth.authentication_results import authentication_results, claims, received_spf
@@ -17,6 +20,47 @@ from mailgate.policy.stage import RemovedFields, Request, Stage, TraceFields
 from mailgate.policy.verdict import Continue, Verdict
 
 _CONTINUE = Continue()
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What policies have found out about a message's authentication."""
+
+    spf: tuple[SpfResult, ...] = ()
+    dkim: tuple[DkimResult, ...] = ()
+    arc: ArcResult | None = None
+    dmarc: DmarcResult | AuthorFault | None = None
+
+    def __bool__(self) -> bool:
+        """Whether anything was looked at."""
+        return bool(self.spf or self.dkim or self.arc or self.dmarc)
+
+    def field(self, authserv_id: str, client_address: str) -> bytes:
+        """All of it as an Authentication-Results field."""
+        return authentication_results(
+            authserv_id, spf=self.spf, dkim=self.dkim, arc=self.arc, dmarc=self.dmarc, client_address=client_address
+        )
+
+
+def findings_in(notes: Iterable[object]) -> Findings:
+    """What is among these notes; the last of a kind of which there is one counts."""
+    spf: list[SpfResult] = []
+    dkim: list[DkimResult] = []
+    arc: ArcResult | None = None
+    dmarc: DmarcResult | AuthorFault | None = None
+    for note in notes:
+        match note:
+            case SpfResult():
+                spf.append(note)
+            case DkimResult():
+                dkim.append(note)
+            case ArcResult():
+                arc = note
+            case DmarcResult() | AuthorFault():
+                dmarc = note
+            case _:
+                pass
+    return Findings(tuple(spf), tuple(dkim), arc, dmarc)
 
 
 @implementer(IPolicy)
@@ -46,29 +90,12 @@ class ResultsPolicy:
         return Continue(tuple(notes)) if notes else _CONTINUE
 
     def _fields(self, request: Request) -> bytes:
-        spf: list[SpfResult] = []
-        dkim: list[DkimResult] = []
-        arc: ArcResult | None = None
-        dmarc: DmarcResult | AuthorFault | None = None
-        for note in request.notes:
-            match note:
-                case SpfResult():
-                    spf.append(note)
-                case DkimResult():
-                    dkim.append(note)
-                case ArcResult():
-                    arc = note
-                case DmarcResult() | AuthorFault():
-                    dmarc = note
-                case _:
-                    pass
-        if not (spf or dkim or arc or dmarc):
+        found = findings_in(request.notes)
+        if not found:
             return b""
         session = request.session
-        fields = authentication_results(
-            self._authserv_id, spf=spf, dkim=dkim, arc=arc, dmarc=dmarc, client_address=session.client_address
-        )
-        for result in spf:
+        fields = found.field(self._authserv_id, session.client_address)
+        for result in found.spf:
             fields += received_spf(
                 result, receiver=self._authserv_id, client_address=session.client_address, helo=session.helo or ""
             )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from mailgate.envelope import ForwardDestination, Resolution
 from mailgate.policy.stage import TransactionView
 from mailgate.policy.verdict import Discard, Quarantine
 
@@ -63,6 +64,15 @@ class Transaction:
         if common and len(common) == len(fates):
             common.sort(key=lambda fate: isinstance(fate.verdict, Discard))
             self.meets(common[0])
+
+    @property
+    def leads_elsewhere(self) -> bool:
+        """Whether every recipient is known to lead to addresses elsewhere only."""
+        resolutions = [recipient.note(Resolution) for recipient in self.recipients if recipient.accepted]
+        return all(
+            resolution is not None and all(isinstance(each, ForwardDestination) for each in resolution.destinations)
+            for resolution in resolutions
+        )
 
     def view(self) -> TransactionView:
         """The transaction as policies and the record see it."""

@@ -220,7 +220,11 @@ class _Deliveries:
             notify = recipient.forward_path.parameters.notify
             is_told = notify is not None and "SUCCESS" in notify and not is_null
             forwards: list[ForwardDestination] = []
-            for destination in resolution.destinations:
+            destinations = resolution.destinations
+            if folder == "Junk":
+                # Whoever forwards junk is taken for its source: that copy stays here, or nowhere.
+                destinations = tuple(each for each in destinations if isinstance(each, MailboxDestination))
+            for destination in destinations:
                 match destination:
                     case MailboxDestination(mailbox_id, _, detail):
                         if mailbox_id not in seen:
@@ -235,13 +239,13 @@ class _Deliveries:
                             forwards.append(destination)
             # RFC 3461 section 5.2.7: an alias of one address hands the request on; with several, the success that can
             # be told of is ours, and the next hosts are not asked for it.
-            is_expanded = len(resolution.destinations) > 1
+            is_expanded = len(destinations) > 1
             for forward in forwards:
                 left = notify
                 if is_expanded and notify is not None and "SUCCESS" in notify:
                     left = notify - {"SUCCESS"} or frozenset({"NEVER"})
                 self.queued.append(entry_of(message, position, forward, left))
-            if is_told and (is_expanded or not forwards):
+            if destinations and is_told and (is_expanded or not forwards):
                 self.queued.append(done_entry_of(message, position, "expanded" if forwards else "delivered"))
         if not seen:
             raise NoDestination(f"{encode_id(identifier)} was accepted and leads nowhere")
