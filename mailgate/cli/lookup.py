@@ -1,7 +1,7 @@
 """`mailgate lookup`: what the gate sees in the DNS.
 
 It asks with the gate's own resolver and as config says, but not through a running gate: its memory starts empty. What
-is found is a `Report`; only the command itself prints, and only `_in_reactor` runs a reactor.
+is found is a `Report`; only the command itself prints, and only `in_reactor` runs a reactor.
 
 Standards: RFC 5321 section 5.1 (MX, and hosts without), RFC 7505 (null MX), RFC 7208 section 4.5 (which record is
 SPF's), RFC 6376 section 3.6 (keys), RFC 9989 section 4.10 (the DMARC tree walk).
@@ -28,6 +28,8 @@ from mailgate.dns.answer import Answer, Answers, Outcome, Question, RecordType
 from mailgate.dns.settle import settle
 
 if TYPE_CHECKING:
+    from mailgate.config import Config
+    from mailgate.dns.resolver import CachingResolver
     from mailgate.dns.settle import Resolver
 
 _T = TypeVar("_T")
@@ -334,19 +336,13 @@ def lookup(
         if config is None:
             resolver = CachingResolver(reactor, () if server is None else (server,))
         else:
-            resolver = CachingResolver(
-                reactor,
-                config.dns.servers,
-                timeout_seconds=config.dns.timeout_seconds,
-                deadline_seconds=config.dns.deadline_seconds,
-                trusts_ad=config.dns.trusts_ad,
-            )
+            resolver = configured_resolver(reactor, config)
         try:
             return await Inquiry(resolver).of(kind, name)
         except Failure as failure:
             return failure
 
-    report = _in_reactor(inquire)
+    report = in_reactor(inquire)
     if isinstance(report, Failure):
         raise report
     if as_json:
@@ -361,7 +357,20 @@ def lookup(
         raise Failure(report.problem)
 
 
-def _in_reactor(ask: Callable[[Any], Awaitable[_T]]) -> _T:  # Any: as in CachingResolver
+def configured_resolver(reactor: Any, config: Config) -> CachingResolver:  # Any: as in CachingResolver
+    """A resolver that asks as config says."""
+    from mailgate.dns.resolver import CachingResolver
+
+    return CachingResolver(
+        reactor,
+        config.dns.servers,
+        timeout_seconds=config.dns.timeout_seconds,
+        deadline_seconds=config.dns.deadline_seconds,
+        trusts_ad=config.dns.trusts_ad,
+    )
+
+
+def in_reactor(ask: Callable[[Any], Awaitable[_T]]) -> _T:  # Any: as in CachingResolver
     """What the function comes to in a reactor of its own, of which a process can have one."""
     from twisted.internet.defer import Deferred
     from twisted.internet.task import react

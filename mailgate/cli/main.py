@@ -15,6 +15,7 @@ from mailgate.cli import (
     alias,
     check,
     domain,
+    domain_records,
     explain,
     exporting,
     importing,
@@ -66,6 +67,8 @@ def _allow_config_behind(command: click.Command) -> None:
         )
     )
 
+
+domain.domain.add_command(domain_records.records)
 
 for command in (
     check.check_config,

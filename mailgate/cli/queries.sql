@@ -15,6 +15,11 @@ ORDER BY d.name;
 -- find_domain: one domain by its name
 SELECT id, is_enabled, catch_all, plus_separator FROM domain WHERE name = %(name)s;
 
+-- published_dkim_keys: the keys whose records are to be in the DNS: all but those that have signed nothing for a week
+SELECT selector, algorithm, public_key FROM dkim_key
+WHERE domain = %(domain)s AND (retired_at IS NULL OR retired_at > now() - interval '7 days')
+ORDER BY created_at, algorithm DESC, selector;
+
 -- add_domain: a domain that is not there yet
 INSERT INTO domain (name, catch_all, plus_separator, is_enabled)
 VALUES (%(name)s, %(catch_all)s, coalesce(%(plus_separator)s, '+'), coalesce(%(is_enabled)s, true))
