@@ -198,12 +198,12 @@ def compressed(xml: bytes) -> bytes:
 
 
 def file_name(submitter: str, report: DmarcReport) -> str:
-    """RFC 9990 section 3.5.1: receiver, domain, begin, end and id, parted by exclamation marks."""
+    """As RFC 9990 section 3.5 has it: receiver, domain, begin, end and id, parted by exclamation marks."""
     return f"{submitter}!{report.policy.domain}!{report.begins_at}!{report.ends_at}!{report.report_id}.xml.gz"
 
 
 def subject(submitter: str, domain: str, report_id: str) -> str:
-    """RFC 9990 section 3.5.2, and RFC 8460 section 5.3 likewise."""
+    """The subject of a DMARC report (RFC 9990 section 3.5), and likewise of a TLS report (RFC 8460 section 5.3)."""
     return f"Report Domain: {domain} Submitter: {submitter} Report-ID: <{report_id}>"
 
 
