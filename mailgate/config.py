@@ -145,7 +145,7 @@ class Listener:
     endpoints: Annotated[tuple[str, ...], ListOf(EndpointString())] = ()
     backlog: Annotated[int, Integer(1, 65_535, "a number of connections")] = 512
     proxy_from: Networks = ()
-    accepts_unauthenticated: bool = True
+    accepts_unauthenticated: bool | None = None
     requires_tls: bool = False
     auth: Annotated[Literal["never", "tls", "always"] | None, OneOf(("never", "tls", "always"))] = None
     client_certificate: Annotated[Literal["none", "ask", "require"], OneOf(("none", "ask", "require"))] = "none"

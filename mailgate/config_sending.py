@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from mailgate.config_values import LAST_PORT, Count, DomainName, MailboxAddress, Seconds
-from mailgate.toml import Derived, FilePath, Integer, IpAddress, ListOf, Number, OneOf, Text
+from mailgate.toml import ByName, Derived, FilePath, Integer, IpAddress, ListOf, Number, OneOf, Text
 
 _DAY = 86_400
 LongSeconds = Number(1, 366 * _DAY, "a time in seconds")
@@ -44,6 +44,8 @@ class Submission:
     recipients_per_day: Annotated[int, Count] = 1000
     messages_per_day: Annotated[int, Count] = 500
     maximum_hold_seconds: Annotated[float, LongSeconds] = 604_800.0
+    minimum_deliver_by_seconds: Annotated[float, LongSeconds] = 60.0
+    local_users: Annotated[tuple[tuple[str, str], ...], ByName(MailboxAddress())] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,6 +17,8 @@ Standards: RFC 3207 and RFC 8314 (TLS), RFC 5321 section 4.5.3.2 (time-outs), th
 from __future__ import annotations
 
 import ipaddress
+import socket
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -57,6 +59,7 @@ if TYPE_CHECKING:
     from mailgate.ids import IdGenerator
     from mailgate.policy.limits import Network
     from mailgate.storage.records import IncomingMessage
+    from mailgate.submission.local_users import LocalUsers
 
 _T = TypeVar("_T")
 
@@ -65,6 +68,7 @@ _WAITING_OCTETS = 65536
 
 _AUTH_UNAVAILABLE = reply(454, "4.7.0", "Authentication is unavailable for the moment; try again later")
 _UNDECIDED = Decision(Defer(reply(451, "4.3.0", "A check could not be completed; try again later")))
+_CREDENTIALS = struct.Struct("3i")  # struct ucred of unix(7): process, user, group
 _UNKNOWN_CLIENT = "127.0.0.1"  # over a Unix socket without a PROXY header
 
 
@@ -208,11 +212,18 @@ class MailConnection(smtp.ESMTP):
             host[1],
             factory.time(),
             tls=tls,
+            authenticated=self._local_account(),
         )
         self._session = Session(view, rules.settings, factory.ids, factory.time, rules.tolerated.of(peer[0]))
         self._active_at = factory.clock.seconds()
         self._session.start()
         self._advance()
+
+    def _local_account(self) -> str | None:
+        """The account of a program that needs no password: of this machine, and over a Unix socket."""
+        users = self.factory.local_users
+        uid = _peer_uid(self.transport) if users is not None and self._source is None else None
+        return users.account_of(uid) if users is not None and uid is not None else None
 
     def _addresses(self) -> tuple[tuple[str, int], tuple[str, int]]:
         if self._source is not None:
@@ -639,6 +650,7 @@ class MailFactory(smtp.SMTPFactory):
         is_implicit_tls: bool = False,
         proxy_from: tuple[Network, ...] = (),
         authenticator: Authenticator | None = None,
+        local_users: LocalUsers | None = None,
     ) -> None:
         """`time` gives seconds since the epoch; `usage` is shared by the listeners of a process."""
         super().__init__()  # type: ignore[no-untyped-call]  # Twisted's has no types
@@ -656,6 +668,7 @@ class MailFactory(smtp.SMTPFactory):
         self.is_implicit_tls = is_implicit_tls
         self.proxy_from = proxy_from
         self.authenticator = authenticator
+        self.local_users = local_users
         self.connections: set[MailConnection] = set()
         self.handshake_failures = 0
         self.is_stopping = False
@@ -710,6 +723,17 @@ def _plain(address: str) -> str:
 def _address_of(address: Any) -> tuple[str, int]:  # Any: an IAddress has no fields; these two have
     host = getattr(address, "host", None)
     return (_plain(host), address.port) if host is not None else (_UNKNOWN_CLIENT, 0)
+
+
+def _peer_uid(transport: Any) -> int | None:  # Any: of a transport only its socket is looked at
+    """The user of the process at the other end of a Unix socket, as the kernel tells it; None for any other socket."""
+    connection = getattr(transport, "socket", None)
+    if connection is None or connection.family != socket.AF_UNIX:
+        return None
+    _pid, uid, _gid = _CREDENTIALS.unpack(
+        connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    )
+    return int(uid)
 
 
 def _go_on(_result: None) -> None:

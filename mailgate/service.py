@@ -12,6 +12,7 @@ the next decision of every session; no session is dropped, and a broken file cha
 from __future__ import annotations
 
 import os
+import pwd
 import signal
 import sys
 import time
@@ -49,7 +50,9 @@ from mailgate.policy.limits import LimitsPolicy, NodeLimits, Usage
 from mailgate.policy.plugin import PolicyThreads, Services, make_policy, providers
 from mailgate.policy.recipients import RecipientsPolicy
 from mailgate.policy.results import ResultsPolicy
+from mailgate.policy.signing import Signing
 from mailgate.policy.stage import Role, Stage
+from mailgate.policy.submission import SubmissionPolicy
 from mailgate.smtp.grammar import domain_key, local_key
 from mailgate.smtp.session import Limits, Settings
 from mailgate.storage.credentials import Bounds
@@ -61,6 +64,8 @@ from mailgate.storage.literal import settle
 from mailgate.storage.mailbox import MailboxWriter, draw_instance, instance_setup, writer_setup
 from mailgate.storage.pool import Connection, Pool, check_server
 from mailgate.storage.retention import Retention
+from mailgate.storage.senders import Senders, SendingLimits
+from mailgate.submission.local_users import LocalUsers, local_users
 from mailgate.tls import TlsContexts
 
 if TYPE_CHECKING:
@@ -99,6 +104,8 @@ class MailgateService(MultiService):
         self._embedded: EmbeddedPostgresService | None = None
         self._databases: list[Connection | Pool] = []
         self._directory: Directory | None = None
+        self._senders: Senders | None = None
+        self._signing: Signing | None = None
         self._writer: MailboxWriter | None = None
         self._journal: Journal | None = None
         self._retention: Retention | None = None
@@ -180,6 +187,7 @@ class MailgateService(MultiService):
         for connections in (control, writing, *large, behind):
             await self._wait_for(connections)
         self._directory = Directory(self._reactor, pool, control, postmaster=config.postmaster)
+        self._senders = Senders(pool, control, _sending_limits(config), time.time)
         if any(_offer(listener) is not Offer.NEVER for listener in config.listeners):
             await self._open_accounts(dsn, control)
         self._writer = MailboxWriter(
@@ -259,7 +267,15 @@ class MailgateService(MultiService):
             is_implicit_tls=listener.tls == "implicit",
             proxy_from=listener.proxy_from,
             authenticator=authenticator,
+            local_users=self._local_users() if listener.role is Role.SUBMISSION else None,
         )
+
+    def _local_users(self) -> LocalUsers:
+        """Whose mail is taken over a Unix socket without a password."""
+        users, unknown = local_users(self._config.submission.local_users, lambda name: pwd.getpwnam(name).pw_uid)
+        for name in unknown:
+            self._log.warn("submission.local_users.{name} is left out: this machine has no such user", name=name)
+        return users
 
     def _services(self, config: Config) -> Services:
         """What plugins may use."""
@@ -270,10 +286,15 @@ class MailgateService(MultiService):
 
     def _make_chain(self, config: Config) -> Chain:
         """The policies, in order: what no configuration can leave out, then what it asks for."""
-        assert self._directory is not None  # noqa: S101  # made by _open_database
+        assert self._directory and self._senders  # noqa: S101  # made by _open_database
         services = self._services(config)
         known = providers()
-        members: list[Member] = [Member(self._limits_policy), Member(RecipientsPolicy(self._directory))]
+        submission = SubmissionPolicy(self._senders, self._signing, config.hostname, time.time)
+        members: list[Member] = [
+            Member(self._limits_policy),
+            Member(RecipientsPolicy(self._directory)),
+            Member(submission, frozenset({Role.SUBMISSION}), is_essential=True),
+        ]
         configurations: list[PolicyConfiguration] = []
         for use in config.policies:
             policy = make_policy(known[use.use], use.options, services)
@@ -447,6 +468,9 @@ class MailgateService(MultiService):
             factory.chain = chain
         self._resolver.use_servers(config.dns.servers)
         self._limits_policy.limits = _node_limits(config)
+        if self._senders is not None:
+            self._senders.limits = _sending_limits(config)
+            self._senders.forget()
         if self._accounts is not None:
             self._accounts.guard.bounds = _bounds(config)
         for listener in config.listeners:
@@ -494,6 +518,18 @@ def _offer(listener: Listener) -> Offer:
     return Offer.TLS if listener.role is Role.SUBMISSION and listener.tls != "none" else Offer.NEVER
 
 
+def _accepts_unauthenticated(listener: Listener) -> bool:
+    """Whether mail is taken from who has not authenticated: by default where other servers bring it."""
+    if listener.accepts_unauthenticated is not None:
+        return listener.accepts_unauthenticated
+    return listener.role is Role.MX
+
+
+def _sending_limits(config: Config) -> SendingLimits:
+    """What an account may send in a day."""
+    return SendingLimits(config.submission.messages_per_day, config.submission.recipients_per_day)
+
+
 def _bounds(config: Config) -> Bounds:
     """What failed authentication leads to."""
     authentication = config.authentication
@@ -532,12 +568,17 @@ def _rules(config: Config, listener: Listener, *, settings: Settings | None = No
         command_octets=limits.command_octets,
     )
     if settings is None:
+        # What is asked of delivery is promised only where we deliver.
+        takes_requests = config.outbound.enabled and listener.role is Role.SUBMISSION
         settings = Settings(
             config.hostname,
             bounds,
             offers_starttls=listener.tls == "starttls",
             requires_tls=listener.requires_tls,
-            accepts_unauthenticated=listener.accepts_unauthenticated,
+            accepts_unauthenticated=_accepts_unauthenticated(listener),
+            offers_requiretls=config.outbound.enabled,
+            longest_hold_seconds=int(config.submission.maximum_hold_seconds) if takes_requests else 0,
+            shortest_delivery_seconds=int(config.submission.minimum_deliver_by_seconds) if takes_requests else 0,
             offers_auth_in_tls=_offer(listener) is Offer.TLS,
         )
     return Rules(

@@ -52,6 +52,7 @@ role = "submission"
 port = {self.tls_port}
 addresses = ["127.0.0.1"]
 tls = "implicit"
+accepts_unauthenticated = true
 """,
         )
 

@@ -364,6 +364,7 @@ def test_sockets_are_taken_over_by_name(activate: str, dsn: str) -> None:
         [listener.smtps]
         role = "submission"
         tls = "implicit"
+        accepts_unauthenticated = true
         endpoints = ["systemd:domain=INET:name=smtps"]
         """
     with _gate(dsn, listeners) as gate:
