@@ -12,6 +12,7 @@ from mailgate.cli.address import address_argument, readable, readable_address
 from mailgate.cli.database import Database, Failure, Invocation, pass_invocation
 from mailgate.cli.domain import id_of_domain, optional_domain, rows_within
 from mailgate.cli.output import Column, count, json_option, print_list, print_note, size
+from mailgate.cli.password import ask_for_password, store_password
 from mailgate.cli.quantity import size_argument
 from mailgate.envelope import Address
 
@@ -129,18 +130,33 @@ def list_(invocation: Invocation, domain: str | None, as_json: bool) -> None:
     "--quota", "quota_octets", type=size_argument, metavar="SIZE", help="At most that much mail, such as 2GiB."
 )
 @click.option("--no-quota", is_flag=True, help="Any amount of mail.")
-@click.option("--enable/--disable", "is_enabled", default=None, help="Take mail for it, or don't.")
+@click.option("--enable/--disable", "is_enabled", default=None, help="Take mail for it and let it send, or don't.")
+@click.option(
+    "--password/--no-password",
+    "has_password",
+    default=None,
+    help="Let its owner send with a password, which is asked for, or read from standard input; or no longer.",
+)
 @pass_invocation
 def set_(
-    invocation: Invocation, address: Address, quota_octets: int | None, no_quota: bool, is_enabled: bool | None
+    invocation: Invocation,
+    address: Address,
+    quota_octets: int | None,
+    no_quota: bool,
+    is_enabled: bool | None,
+    has_password: bool | None,
 ) -> None:
     """Change the mailbox of ADDRESS; what is not named stays."""
     if quota_octets is not None and no_quota:
         raise click.UsageError("--quota and --no-quota exclude each other")
-    if quota_octets is None and not no_quota and is_enabled is None:
+    if quota_octets is None and not no_quota and is_enabled is None and has_password is None:
         raise click.UsageError("nothing to change; see `mailgate mailbox set --help`")
     with invocation.database() as database:
         found = mailbox_at(database, address)
+        if has_password:
+            store_password(database, found.id, address, "", ask_for_password(found.address))
+        elif has_password is False and not database.run("remove_password", mailbox_id=found.id, name=""):
+            raise Failure(f"{found.address} has no password of its own; see also `mailgate mailbox app-password list`")
         database.run(
             "set_mailbox",
             mailbox_id=found.id,

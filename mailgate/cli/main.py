@@ -13,7 +13,10 @@ import click
 
 from mailgate.cli import (
     alias,
+    app_password,
+    ban,
     check,
+    dkim,
     domain,
     domain_records,
     explain,
@@ -69,13 +72,16 @@ def _allow_config_behind(command: click.Command) -> None:
 
 
 domain.domain.add_command(domain_records.records)
+mailbox.mailbox.add_command(app_password.app_password)
 
 for command in (
     check.check_config,
     schema.db,
     domain.domain,
+    dkim.dkim,
     mailbox.mailbox,
     alias.alias,
+    ban.ban,
     inbox.inbox,
     show.show,
     explain.explain,

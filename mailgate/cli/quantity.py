@@ -33,6 +33,20 @@ def size_argument(value: str) -> int:
     return octets
 
 
+def span_argument(value: str) -> timedelta:
+    """The length of time that was typed.
+
+    @raises click.BadParameter: it is none.
+    """
+    match = _SPAN.fullmatch(value.strip())
+    if match is None or not int(match[1]):
+        raise click.BadParameter(f"{value!r} is not a length of time; write it as 90m, 24h or 7d")
+    try:
+        return timedelta(**{_SPAN_UNITS[match[2].lower()]: int(match[1])})
+    except OverflowError as error:
+        raise click.BadParameter(f"{value!r} is out of range") from error
+
+
 def time_argument(value: str) -> datetime:
     """The time that was typed: a span before now, or a date with or without a time (on this machine's clock).
 

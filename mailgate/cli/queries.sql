@@ -85,6 +85,50 @@ WHERE m.id = r.message_id
   AND NOT EXISTS (SELECT FROM delivery d WHERE d.message_id = m.id AND d.mailbox_id <> %(mailbox_id)s)
   AND NOT EXISTS (SELECT FROM queue q WHERE q.message_id = m.id);
 
+-- share_secret: a secret that all nodes share, unless it is there
+INSERT INTO secret (name, octets) VALUES (%(name)s, %(octets)s) ON CONFLICT (name) DO NOTHING;
+
+-- find_secret: a secret that all nodes share
+SELECT octets FROM secret WHERE name = %(name)s;
+
+-- replace_password: the account's own password, whatever it was before
+INSERT INTO credential (mailbox_id, name, selector, argon2, scram_sha256)
+VALUES (%(mailbox_id)s, %(name)s, %(selector)s, %(argon2)s, %(scram_sha256)s)
+ON CONFLICT (mailbox_id, name) DO UPDATE
+SET argon2 = EXCLUDED.argon2, scram_sha256 = EXCLUDED.scram_sha256, created_at = now(), last_used_at = NULL,
+    last_used_from = NULL;
+
+-- add_app_password: an app password, unless its name is taken
+INSERT INTO credential (mailbox_id, name, selector, argon2, scram_sha256)
+VALUES (%(mailbox_id)s, %(name)s, %(selector)s, %(argon2)s, %(scram_sha256)s)
+ON CONFLICT (mailbox_id, name) DO NOTHING;
+
+-- list_app_passwords: the app passwords of an account
+SELECT name, created_at, last_used_at, host(last_used_from) FROM credential
+WHERE mailbox_id = %(mailbox_id)s AND name <> ''
+ORDER BY name;
+
+-- remove_password: one password of an account; "" is its own
+DELETE FROM credential WHERE mailbox_id = %(mailbox_id)s AND name = %(name)s;
+
+-- list_bans: who is banned now, and what counts against others
+SELECT kind, subject, failures, counted_since,
+       CASE WHEN banned_until > now() AND isfinite(banned_until) THEN banned_until END,
+       coalesce(banned_until = 'infinity', false),
+       CASE WHEN banned_until > now() THEN reason END
+FROM ban
+WHERE banned_until > now() OR %(with_counts)s
+ORDER BY kind DESC, banned_until NULLS LAST, network, subject;
+
+-- lift_bans: forget what counts against an account, or against every network that a client is in
+DELETE FROM ban
+WHERE (kind = 'account' AND subject = %(account)s) OR network >>= %(network)s::inet;
+
+-- add_ban: ban a network or an account, until then or until somebody lifts it
+INSERT INTO ban (kind, subject, banned_until, reason)
+VALUES (%(kind)s, %(subject)s, coalesce(%(until)s, 'infinity'::timestamptz), %(reason)s)
+ON CONFLICT (kind, subject) DO UPDATE SET banned_until = EXCLUDED.banned_until, reason = EXCLUDED.reason;
+
 -- remove_mailbox: a mailbox without mail
 DELETE FROM mailbox WHERE id = %(mailbox_id)s;
 
@@ -287,3 +331,34 @@ WHERE digest = ANY (%(digests)s::bigint[]);
 SELECT fingerprint, policy, options, first_seen_at
 FROM policy_configuration
 WHERE fingerprint = ANY (%(fingerprints)s::text[]);
+
+-- list_dkim_keys: the keys of one domain, or of all, without what is sealed
+SELECT domain, selector, algorithm, state, public_key, created_at, activated_at, retired_at
+FROM dkim_key
+WHERE %(domain)s IS NULL OR domain = %(domain)s
+ORDER BY domain, array_position(ARRAY['active', 'pending', 'retired'], state), created_at, algorithm DESC, selector;
+
+-- find_sealed_dkim_key: the sealed part of a key, and which master key opens it
+SELECT sealed_key, master_key_id FROM dkim_key WHERE domain = %(domain)s AND selector = %(selector)s;
+
+-- add_dkim_key: a key that waits for its record
+INSERT INTO dkim_key (domain, selector, algorithm, sealed_key, master_key_id, public_key)
+VALUES (%(domain)s, %(selector)s, %(algorithm)s, %(sealed_key)s, %(master_key_id)s, %(public_key)s);
+
+-- activate_dkim_key: sign with this key instead of the others of its algorithm; gives the selectors of those
+WITH retired AS (
+    UPDATE dkim_key SET state = 'retired', retired_at = now()
+    WHERE domain = %(domain)s AND algorithm = %(algorithm)s AND state = 'active' AND selector <> %(selector)s
+    RETURNING selector
+), activated AS (
+    UPDATE dkim_key SET state = 'active', activated_at = now(), retired_at = NULL
+    WHERE domain = %(domain)s AND selector = %(selector)s
+)
+SELECT selector FROM retired;
+
+-- retire_dkim_key: sign with this key no longer
+UPDATE dkim_key SET state = 'retired', retired_at = now()
+WHERE domain = %(domain)s AND selector = %(selector)s AND state = 'active';
+
+-- remove_dkim_key: a key that does not sign
+DELETE FROM dkim_key WHERE domain = %(domain)s AND selector = %(selector)s AND state <> 'active';
