@@ -1,18 +1,15 @@
 """mailgate and OpenDKIM take the same signatures, but for the differences that docs/agreement.md explains.
 
-OpenDKIM's test mode reads messages and key records from files. It hands fields on as a mail server's filter gets them,
-without the blank behind the colon, so that only signatures over the relaxed form of the header can be compared.
+OpenDKIM's test mode is given fields without the blank behind the colon, so that only signatures over the relaxed form
+of the header can be compared.
 
 Standards: RFC 6376.
 """
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 import time
 from collections import Counter
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -20,9 +17,10 @@ import pytest
 from mailgate.dns.answer import Answer, RecordType
 from mailgate.dns.zone import Zone
 from tests.agreement import generate
-from tests.agreement.case import Case
 from tests.agreement.document import Difference, stale, unexplained
 from tests.agreement.finding import Judge
+from tests.support.debian import Unavailable
+from tests.support.opendkim import OpenDkim
 
 _SEED = 6376
 _METHOD = "opendkim"
@@ -37,44 +35,32 @@ class Judged(NamedTuple):
 @pytest.fixture(scope="module")
 def judged(tmp_path_factory: pytest.TempPathFactory) -> list[Judged]:
     """Every message with a relaxed header, and whether a signature of it passes."""
-    opendkim = shutil.which("opendkim") or shutil.which("opendkim", path="/usr/sbin")
-    if opendkim is None:
-        pytest.skip("opendkim is not installed")
     folder = tmp_path_factory.mktemp("opendkim")
     cases = [case for case in generate.cases(_SEED) if case.name.startswith("dkim/") and b" c=relaxed/" in case.message]
     zone = generate.zone()
     judge = Judge(zone, "mx.example.test", time.time())
     ours = ["pass" if "pass" in judge.finding(case).dkim.split() else "no pass" for case in cases]
-    (folder / "keys").write_bytes(b"".join(_keys(zone)))
-    (folder / "conf").write_text(f"Mode v\nTestDNSData file:{folder}/keys\n")
+    try:
+        opendkim = OpenDkim(folder, _keys(zone))
+    except Unavailable as reason:
+        pytest.skip(str(reason))
     return [
-        Judged(case.name, ours_of_it, _opendkim_says(opendkim, folder, case))
+        Judged(case.name, ours_of_it, "pass" if opendkim.passes(case.message) else "no pass")
         for case, ours_of_it in zip(cases, ours, strict=True)
     ]
 
 
-def _keys(zone: Zone) -> list[bytes]:
+def _keys(zone: Zone) -> list[tuple[str, bytes]]:
     """The key records that were asked for."""
     names = sorted({asked.name for asked in zone.asked if "._domainkey." in asked.name})
     answers = [zone.lookup(name, RecordType.TXT) for name in names]
     return [
-        answer.question.name.encode() + b" " + record + b"\n"
+        (answer.question.name, record)
         for answer in answers
         if isinstance(answer, Answer)
         for record in answer.records
         if isinstance(record, bytes)
     ]
-
-
-def _opendkim_says(opendkim: str, folder: Path, case: Case) -> str:
-    (folder / "message").write_bytes(case.message)
-    done = subprocess.run(
-        [opendkim, "-x", str(folder / "conf"), "-t", str(folder / "message"), "-v"],
-        capture_output=True,
-        timeout=30,
-        check=False,
-    )
-    return "pass" if b") succeeded" in done.stdout + done.stderr else "no pass"
 
 
 def differences(judged: list[Judged]) -> set[Difference]:

@@ -24,11 +24,12 @@ _LAST_WORD = b"\0"
 class NameServer:
     """Serves the zone until the end of the `with`. The zone may be changed meanwhile; what was asked stands in it."""
 
-    def __init__(self, zone: Zone) -> None:
-        """Bind a free port of the loopback."""
+    def __init__(self, zone: Zone, host: str = HOST, port: int = 0) -> None:
+        """Bind that address of the loopback, and by default a free port of it."""
+        self.host = host
         self._respond = from_zone(zone)
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self._socket.bind((HOST, 0))
+        self._socket.bind((host, port))
         self.port: int = self._socket.getsockname()[1]
         self._thread = threading.Thread(target=self._serve, name="name-server", daemon=True)
 
@@ -40,7 +41,7 @@ class NameServer:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as last:
-            last.sendto(_LAST_WORD, (HOST, self.port))
+            last.sendto(_LAST_WORD, (self.host, self.port))
         self._thread.join(10)
         self._socket.close()
 

@@ -1,0 +1,75 @@
+"""Mail from other mail servers comes in: over TLS, octet for octet, its signatures good in everybody's eyes.
+
+Each peer relays to the gate over STARTTLS or not at all. Postfix (by OpenDKIM) and Exim sign what their domain sends;
+what OpenSMTPD relays is signed by dkimpy before.
+
+Standards: RFC 3207 (STARTTLS), RFC 5321 section 4.5.2 (transparency), RFC 6376, RFC 3464.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+
+import pytest
+
+from tests.interop.world import ALICE, NOBODY, PEERS, World
+from tests.support.peer import Peer
+from tests.support.signed import sign
+
+EVERY_PEER = pytest.mark.parametrize("name", [kind.name for kind in PEERS])
+
+
+def marker() -> str:
+    return secrets.token_hex(12)
+
+
+def body(lines: int = 3) -> bytes:
+    return b"".join(b"." * (number % 4) + b"line %d \t end\r\n" % number for number in range(lines)) + b"\r\n.\r\n\r\n"
+
+
+def message(author: str, mark: str, text: bytes) -> bytes:
+    fields = f"From: {author}\r\nTo: {ALICE}\r\nSubject: from a peer\r\nDate: Mon, 23 Nov 2026 12:00:00 +0000\r\n"
+    return f"{fields}Message-ID: <{mark}@{author.partition('@')[2]}>\r\n\r\n".encode() + text
+
+
+def relayed(world: World, peer: Peer, text: bytes) -> tuple[bytes, bytes]:
+    """What was handed to the peer, and what the gate has stored; signed by the peer or, where it doesn't, by dkimpy."""
+    mark = marker()
+    author = f"bob@{peer.domain}"
+    sent = message(author, mark, text)
+    if not peer.signs_itself:
+        sent = sign(sent, domain=peer.domain)
+    with peer.connect() as client:
+        client.sendmail(author, [ALICE], sent)
+    kept = world.kept(mark.encode())
+    assert kept.reverse_path == author
+    assert " with ESMTPS " in kept.trace
+    assert re.search(rf"dkim=pass[^;]* header\.d={re.escape(peer.domain)}", kept.trace), kept.trace
+    assert "spf=pass" in kept.trace
+    assert "dmarc=pass" in kept.trace
+    return sent, kept.content
+
+
+@EVERY_PEER
+@pytest.mark.parametrize("lines", [3, 40_000], ids=["small", "large"])
+def test_a_signed_message_comes_in_over_tls_as_it_was(world: World, name: str, lines: int) -> None:
+    """Its body octet for octet, dots at the beginning of lines included, and its signature passes."""
+    peer = world.peer(name)
+    sent, stored = relayed(world, peer, body(lines))
+    assert stored.partition(b"\r\n\r\n")[2] == sent.partition(b"\r\n\r\n")[2]
+    assert world.has_dkimpy_pass(stored)
+    assert world.has_opendkim_pass(stored) in (True, None)
+
+
+@EVERY_PEER
+def test_a_peer_hears_that_there_is_no_such_user_and_tells_the_sender(world: World, name: str) -> None:
+    """It writes the notification (RFC 3464), from the null path, and the gate takes it."""
+    peer = world.peer(name)
+    mark = marker()
+    with peer.connect() as client:
+        client.sendmail(ALICE, [NOBODY], message(f"bob@{peer.domain}", mark, body()))
+    kept = world.kept(mark.encode())
+    assert kept.reverse_path == ""
+    assert b"550" in kept.content
+    assert NOBODY.encode() in kept.content

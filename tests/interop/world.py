@@ -1,0 +1,179 @@
+"""A small world of mail: a gate of ours, every other mail server that can run here, and one DNS for them all.
+
+Each peer has a domain of its own, `postfix.test` and so on, whose MX leads to an address of the loopback that only it
+uses, with a certificate for its name. The gate has `example.test`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import dkim
+import pytest
+
+from mailgate.dns.answer import RecordType
+from mailgate.dns.zone import Zone
+from tests.support import postgres
+from tests.support.certificates import Authority
+from tests.support.command import Command, command_for
+from tests.support.debian import Unavailable
+from tests.support.exim import Exim
+from tests.support.gate import Gate, eventually, free_port
+from tests.support.name_server import NameServer
+from tests.support.opendkim import OpenDkim
+from tests.support.opensmtpd import OpenSmtpd
+from tests.support.peer import Peer, Situation
+from tests.support.postfix import Postfix
+from tests.support.signed import RSA_2048, RSA_2048_RECORD
+
+DOMAIN = "example.test"
+ALICE = f"alice@{DOMAIN}"
+NOBODY = f"nobody@{DOMAIN}"
+PEERS: tuple[type[Peer], ...] = (Postfix, Exim, OpenSmtpd)
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A message that the gate has stored."""
+
+    reverse_path: str
+    trace: str  # what mailgate put on top, unfolded
+    content: bytes
+
+
+class World:
+    """The parts, while they run."""
+
+    def __init__(self, folder: Path, stack: contextlib.ExitStack) -> None:
+        """Start them all; the stack ends them."""
+        self.folder = folder
+        # An address of the loopback of its own, so that several runs on a machine don't meet.
+        self.network = f"127.{64 + secrets.randbelow(128)}.{1 + secrets.randbelow(254)}"
+        self.peer_port = free_port()
+        self.zone = Zone()
+        is_root = os.geteuid() == 0
+        self.dns = NameServer(self.zone, f"{self.network}.53", 53 if is_root else 0)
+        stack.enter_context(self.dns)
+        self.authority = Authority(folder, datetime.now(UTC))
+        self.dsn = postgres.fresh_database()
+        stack.callback(postgres.drop_database, self.dsn)
+        self.gate = Gate(
+            log=folder / "gate.log",
+            mailboxes=(ALICE,),
+            dsn=self.dsn,
+            settings=self._settings(),
+        )
+        stack.callback(self.gate.close)
+        self._publish(DOMAIN, f"mail.{DOMAIN}", "127.0.0.1")
+        self.keys: dict[str, bytes] = {}
+        for kind in PEERS:
+            self.publish_key(f"rsa._domainkey.{kind.name}.test", RSA_2048_RECORD)
+        self.unavailable: dict[str, str] = {}
+        self.peers: dict[str, Peer] = {}
+        self.gate.start()
+        for number, kind in enumerate(PEERS, 1):
+            try:
+                self.peers[kind.name] = stack.enter_context(self._peer(kind, f"{self.network}.{number}"))
+            except Unavailable as reason:
+                self.unavailable[kind.name] = str(reason)
+
+    def peer(self, name: str) -> Peer:
+        """The peer of that name, or the test is skipped."""
+        if name in self.unavailable:
+            pytest.skip(self.unavailable[name])
+        return self.peers[name]
+
+    @property
+    def command(self) -> Command:
+        """The `mailgate` command on the gate's database."""
+        return command_for(self.dsn, self.folder)
+
+    def kept(self, marker: bytes) -> Kept:
+        """The message whose content has these octets, once the gate has stored it for somebody."""
+        found: list[tuple[object, ...]] = []
+
+        def is_there() -> bool:
+            found[:] = postgres.query(
+                self.dsn,
+                "SELECT reverse_path, trace, content FROM mailgate.message WHERE position(%s in content) > 0",
+                (marker,),
+            )
+            return bool(found)
+
+        eventually(is_there, f"{marker!r} is stored by the gate", 20.0)
+        ((reverse_path, trace, content),) = found
+        assert isinstance(reverse_path, str)
+        assert isinstance(trace, memoryview)
+        assert isinstance(content, memoryview)
+        return Kept(reverse_path, bytes(trace).decode().replace("\r\n\t", " "), bytes(content))
+
+    def has_opendkim_pass(self, message: bytes) -> bool | None:
+        """Whether OpenDKIM takes a signature of that message; None where it is not installed."""
+        try:
+            return OpenDkim(self.folder, self.keys.items()).passes(message)
+        except Unavailable:
+            return None
+
+    def has_dkimpy_pass(self, message: bytes, signature: int = 0) -> bool:
+        """Whether dkimpy takes that signature of the message, counted from the top."""
+
+        def record(name: bytes, timeout: int = 5) -> bytes | None:
+            return self.keys.get(name.decode().removesuffix("."))
+
+        verified: bool = dkim.DKIM(message).verify(signature, dnsfunc=record)
+        return verified
+
+    def publish_key(self, name: str, record: bytes) -> None:
+        """Put a DKIM key into the DNS."""
+        self.keys[name] = record
+        self.zone.add(name, RecordType.TXT, record)
+
+    def _settings(self) -> str:
+        return f"""
+[dns]
+servers = ["{self.dns.host}:{self.dns.port}"]
+spare_loopback = false
+"""
+
+    def _peer(self, kind: type[Peer], address: str) -> Peer:
+        domain = f"{kind.name}.test"
+        self._publish(domain, f"mx.{domain}", address)
+        key = self.folder / "dkim.pem"
+        key.write_bytes(RSA_2048)
+        return kind(
+            Situation(
+                address=address,
+                port=self.peer_port,
+                certificate=self.authority.issue(domain, names=(domain, f"mx.{domain}")),
+                authorities=self.authority.certificate_file,
+                next_hop=("127.0.0.1", self.gate.port),
+                name_server=self.dns.host,
+                forwards_to=NOBODY,
+                signing_key=key,
+                keys=tuple(self.keys.items()),
+            )
+        )
+
+    def _publish(self, domain: str, host: str, address: str) -> None:
+        self.zone.add(domain, RecordType.MX, (10, host))
+        self.zone.add(host, RecordType.A, address)
+        self.zone.add(domain, RecordType.TXT, f"v=spf1 ip4:{address} -all".encode())
+        self.zone.add(f"_dmarc.{domain}", RecordType.TXT, b"v=DMARC1; p=reject")
+        self.zone.add(host, RecordType.TXT, f"v=spf1 ip4:{address} -all".encode())
+
+
+@contextlib.contextmanager
+def world() -> Iterator[World]:
+    """All of it, for as long as the `with`."""
+    folder = Path(tempfile.mkdtemp(prefix="mailgate-interop-"))
+    with contextlib.ExitStack() as stack:
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        yield World(folder, stack)
