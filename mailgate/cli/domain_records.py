@@ -59,7 +59,7 @@ class DomainRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class _FormFields:
+class FormFields:
     """A record as a form for records takes it: the name without its zone, the content without quotes."""
 
     wanted: DomainRecord
@@ -229,7 +229,7 @@ def records(
             raise Failure(f"{len(absent)} of {len(found)} records are not as they should be")
     elif cloudflare or as_json:
         titles = ("TYPE", "NAME", "PRIORITY", "PROXY", "CONTENT")
-        fields = [_FormFields(record, name) for record in wanted if record.type is not RecordType.PTR]
+        fields = [FormFields(record, name) for record in wanted if record.type is not RecordType.PTR]
         print_list(fields, [Column(title) for title in titles], as_json=as_json, note="")
     else:
         for record in wanted:
