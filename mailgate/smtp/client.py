@@ -250,12 +250,18 @@ class ClientSession:
                 self._expected.append((Awaited.CHUNK, transaction))
             transaction.piece_number += ends_piece
             return
+        self._wants_content = False
+        transaction.is_read = True
+        if not self._expected:
+            self._send_end(transaction)
+
+    def _send_end(self, transaction: Transaction) -> None:
+        """End the content: every chunk of it has been taken, and the host may have the message."""
         rest = transaction.lines.finish()
         self._output.append(b"BDAT %d LAST\r\n" % len(rest) + rest if transaction.uses_chunks else rest)
-        # LMTP: "a reply for each recipient that was accepted" (RFC 2033 section 4.2), with BDAT LAST as well.
+        # LMTP: a reply for each recipient that was accepted (RFC 2033 section 4.2), to BDAT LAST as well.
         replies = len(transaction.accepted) if self._protocol == "lmtp" else 1
         self._expected.extend([(Awaited.END, transaction)] * replies)
-        self._wants_content = False
         self._open = None
         self._go_on()
 
@@ -335,9 +341,8 @@ class ClientSession:
             self._envelope_answered(transaction)
         elif awaited is Awaited.DATA:
             self._replied_to_data(answer, transaction)
-        elif awaited is Awaited.CHUNK and code >= 400 and transaction is self._open:
-            transaction.ended(answer)
-            self._give_up(transaction)
+        elif awaited is Awaited.CHUNK:
+            self._replied_to_chunk(answer, transaction)
         elif awaited is Awaited.NO_END:
             self._ended(transaction)
 
@@ -358,6 +363,15 @@ class ClientSession:
             self._expected.append((Awaited.NO_END, transaction))
             self._open = None
             self._needs_reset = True
+
+    def _replied_to_chunk(self, answer: ReceivedReply, transaction: Transaction) -> None:
+        if transaction is not self._open:
+            pass  # an earlier chunk was refused, and this one was on its way
+        elif answer.code >= 400:
+            transaction.ended(answer)
+            self._give_up(transaction)
+        elif transaction.is_read and not self._expected:
+            self._send_end(transaction)
 
     def _envelope_answered(self, transaction: Transaction) -> None:
         """MAIL was refused, or a RCPT answered: see whether there is a point in going on."""

@@ -65,7 +65,7 @@ class ReceivedReply:
             # The enhanced code stands on each line (RFC 2034 section 4); once is enough.
             prefix = enhanced.encode("ascii")
             lines = (lines[0], *(line.removeprefix(prefix).lstrip() for line in lines[1:]))
-        text = printable(b" ".join(lines))
+        text = printable(b" ".join(lines).strip())
         return f"{self.code} {text}" if text else str(self.code)
 
 

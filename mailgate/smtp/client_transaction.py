@@ -87,6 +87,7 @@ class Transaction:
         "_put_off",
         "accepted",
         "has_dsn",
+        "is_read",
         "lines",
         "piece_number",
         "recipients",
@@ -105,6 +106,7 @@ class Transaction:
         self.uses_chunks = uses_chunks
         self.lines = ContentLines() if uses_chunks else DotStuffer()
         self.piece_number = 0  # of the content, the next to send
+        self.is_read = False  # the content, to its end
         self.accepted: list[OutgoingRecipient] = []
         self.settled = 0  # so many of the accepted ones have their outcome
         self._answered = 0  # so many RCPT have been answered
