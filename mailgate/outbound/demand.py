@@ -3,7 +3,7 @@
 Pure. An operator's rule for the domain stands above all. A message that says "TLS-Required: No" sets aside what the
 recipient's domain publishes. Else DANE counts where the host has authenticated TLSA records, and MTA-STS where it has
 none; REQUIRETLS makes an authenticated host of an authenticated name of whatever they ask. Nobody asking, TLS is used
-where it works.
+where it works, or what config has as the least for all.
 
 Standards: RFC 7672 section 2.2 (which TLSA records count), RFC 8461 sections 2 (DANE comes first), 4.1 and 5 (modes),
 RFC 8689 sections 4.2.1 and 4.3 (REQUIRETLS, TLS-Required), RFC 8460 section 4.2 (how a policy is reported).
@@ -21,7 +21,8 @@ from mailgate.outbound.plan import Host, PublishedPolicy, TlsDemand, TlsLevel
 from mailgate.outbound.transport import TlsRule
 from mailgate.smtp.reply import Reply, reply
 
-NO_POLICY: Final = "no-policy-found"
+UNMET_POLICY: Final = "4.7.5"  # the status of a host that a published policy rules out for now
+_PROVING: Final = (TlsLevel.VERIFY, TlsLevel.DANE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,7 @@ class Asked:
     domain: str
     has_authenticated_hosts: bool = False  # the MX answer is authenticated, or none was needed
     rule: TlsRule | None = None
+    least: TlsLevel = TlsLevel.OPPORTUNISTIC  # where nobody says anything
     policy: Policy | None = None  # MTA-STS
     requires_tls: bool = False
     tls_is_optional: bool = False
@@ -45,20 +47,26 @@ def host_of(found: Found, asked: Asked, *, port: int) -> Host:
 
 
 def _demand(found: Found, asked: Asked) -> tuple[TlsDemand, Reply | None]:
-    nobody = TlsDemand(published=PublishedPolicy(asked.domain, NO_POLICY))
     if asked.rule is not None:
-        return _of_rule(asked.rule, found, asked, nobody)
-    if asked.tls_is_optional:
-        return replace(nobody, source="tls-required-no"), None
-    if asked.has_authenticated_hosts and (found.has_tlsa or found.tlsa_problem):
-        return _of_dane(found, asked)
-    if asked.policy is not None and asked.policy.mode is not Mode.NONE:
-        return _of_mta_sts(asked.policy, found, asked)
-    return nobody, None
+        return _of_rule(asked.rule, found, asked)
+    nobody = asked.least is TlsLevel.OPPORTUNISTIC
+    if not asked.tls_is_optional:
+        if asked.has_authenticated_hosts and (found.has_tlsa or found.tlsa_problem):
+            by_dane, trouble = _of_dane(found, asked)
+            if trouble is not None or by_dane.level is TlsLevel.DANE or asked.least not in _PROVING:
+                return by_dane, trouble
+        if asked.policy is not None and (
+            asked.policy.mode is Mode.ENFORCE or (asked.policy.mode is Mode.TESTING and nobody)
+        ):
+            return _of_mta_sts(asked.policy, found, asked)
+    if not nobody:
+        return _of_rule(TlsRule(asked.least), found, asked)
+    source = "tls-required-no" if asked.tls_is_optional else "default"
+    return TlsDemand(source=source, published=PublishedPolicy(asked.domain)), None
 
 
-def _of_rule(rule: TlsRule, found: Found, asked: Asked, nobody: TlsDemand) -> tuple[TlsDemand, Reply | None]:
-    demand = replace(nobody, level=rule.level, source="config")
+def _of_rule(rule: TlsRule, found: Found, asked: Asked) -> tuple[TlsDemand, Reply | None]:
+    demand = TlsDemand(rule.level, "config", published=PublishedPolicy(asked.domain))
     match rule.level:
         case TlsLevel.VERIFY:
             return replace(demand, names=rule.names or _names_to_verify(found, asked)), None
@@ -66,7 +74,7 @@ def _of_rule(rule: TlsRule, found: Found, asked: Asked, nobody: TlsDemand) -> tu
             by_dane, trouble = _of_dane(found, asked)
             if trouble is None and by_dane.level is not TlsLevel.DANE:
                 text = f"DANE is demanded of {found.name}, and it has no usable, authenticated TLSA record"
-                trouble = reply(451, "4.7.5", text)
+                trouble = reply(451, UNMET_POLICY, text)
             return replace(by_dane, level=TlsLevel.DANE, source="config"), trouble
     return demand, None
 
@@ -84,7 +92,7 @@ def _of_dane(found: Found, asked: Asked) -> tuple[TlsDemand, Reply | None]:
     published = PublishedPolicy(found.tlsa_base or found.name, "tlsa", texts)
     if found.tlsa_problem:
         text = f"Whether {found.name} demands DANE can't be found out now: {found.tlsa_problem}"
-        return TlsDemand(TlsLevel.DANE, "dane", published=published), reply(451, "4.7.5", text)
+        return TlsDemand(TlsLevel.DANE, "dane", published=published), reply(451, UNMET_POLICY, text)
     if not usable:  # RFC 7672 section 2.2: then TLS without authentication is what remains
         return TlsDemand(TlsLevel.ENCRYPT, "dane", published=published), None
     names = tuple(dict.fromkeys((found.tlsa_base, found.name, asked.domain)))  # RFC 7672 section 3.2.2
@@ -99,7 +107,7 @@ def _of_mta_sts(policy: Policy, found: Found, asked: Asked) -> tuple[TlsDemand, 
     if is_testing or allows(policy, found.name):
         return demand, None
     text = f"The MTA-STS policy of {asked.domain} does not name the mail exchanger {found.name}"
-    return demand, reply(451, "4.7.5", text)
+    return demand, reply(451, UNMET_POLICY, text)
 
 
 def _required(found: Found, asked: Asked, demand: TlsDemand) -> tuple[TlsDemand, Reply | None]:

@@ -114,6 +114,7 @@ class MtaStsPolicies:
         self._store = store
         self._time = time
         self._failed = failed
+        self._is_stopped = False
         self._known: OrderedDict[str, _Known] = OrderedDict()
         self._flights: dict[str, Deferred[None]] = {}
         self._waiting: dict[str, list[Deferred[Policy | None]]] = {}
@@ -137,7 +138,8 @@ class MtaStsPolicies:
         return waiter
 
     async def stop(self) -> None:
-        """Give up what is under way; who waits for it goes on without a policy."""
+        """Give up what is under way; who waits for it goes on with what is kept."""
+        self._is_stopped = True
         for flight in list(self._flights.values()):
             flight.cancel()
 
@@ -174,7 +176,8 @@ class MtaStsPolicies:
             policy = self._read(await self._fetch(domain))
         except PolicyUnavailable as error:
             _log.info("no MTA-STS policy from {domain}: {reason}", domain=domain, reason=str(error))
-            self._failed(domain, error.result, str(error))
+            if not self._is_stopped:
+                self._failed(domain, error.result, str(error))
             return kept
         fresh = KeptPolicy(policy, identifier, now)
         try:
@@ -252,6 +255,8 @@ class PolicyHost:
             raise _unavailable(host, error) from error
         except (ConnectError, ConnectionClosed, WebError) as error:
             raise PolicyUnavailable("sts-policy-fetch-error", f"{host}: {error}") from error
+        finally:
+            factory.abort()
 
 
 def _authorities(ca_file: Path) -> list[Certificate]:
@@ -272,6 +277,12 @@ class _Endpoints:
         self._port = port
         self._host = host
         self._trust = trust
+        self._connection: Any = None  # Any: Twisted's ITransport lacks abortConnection
+
+    def abort(self) -> None:
+        """End the connection, whatever is still on its way; nobody reads it."""
+        if self._connection is not None:
+            self._connection.transport.abortConnection()
 
     def endpointForURI(self, uri: URI) -> IStreamClientEndpoint:  # noqa: N802 - Twisted calls it
         """A way to the host, whose certificate is verified for its name."""
@@ -288,6 +299,7 @@ class _Endpoints:
             except ConnectError as error:
                 problem = error
             else:
+                self._connection = protocol
                 return protocol
         raise problem or ConnectError(string="it has no address")
 
@@ -306,15 +318,11 @@ class _InTurn:
 
 def _check(response: IResponse) -> None:
     """Go on if this is a policy file (RFC 8461 section 3.3). @raises PolicyUnavailable: it is not."""
-    problem = ""
     if response.code != 200:
-        problem = f"the policy host answered {response.code}"
-    else:
-        (kind,) = response.headers.getRawHeaders(b"content-type", [b""])[:1]
-        if kind.partition(b";")[0].strip().lower() != b"text/plain":
-            problem = f"the policy file is {kind[:60]!r} and not text/plain"
-    if problem:
-        response.deliverBody(_Body(0))  # the connection ends with it
+        raise PolicyUnavailable("sts-policy-fetch-error", f"the policy host answered {response.code}")
+    (kind,) = response.headers.getRawHeaders(b"content-type", [b""])[:1]
+    if kind.partition(b";")[0].strip().lower() != b"text/plain":
+        problem = f"the policy file is {kind[:60]!r} and not text/plain"
         raise PolicyUnavailable("sts-policy-fetch-error", problem)
 
 
@@ -325,17 +333,12 @@ async def _body_of(response: IResponse) -> bytes:
 
 
 class _Body(Receiver):
-    """Takes so many octets, and ends the connection when there are more."""
+    """Collects so many octets; beyond them they are not wanted at all."""
 
     def __init__(self, at_most: int) -> None:
-        self.whole: Deferred[bytes] = Deferred(lambda _: self._abort())
+        self.whole: Deferred[bytes] = Deferred()
         self._at_most = at_most
         self._octets = b""
-
-    def connectionMade(self) -> None:
-        """Whom nothing of it interests ends it at once."""
-        if not self._at_most:
-            self._abort()
 
     def dataReceived(self, data: bytes) -> None:
         """A piece."""
@@ -343,7 +346,6 @@ class _Body(Receiver):
         if len(self._octets) > self._at_most:
             self._octets = b""
             self._finish(PolicyUnavailable("sts-policy-invalid", f"it has more than {self._at_most} octets"))
-            self._abort()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """The end of it, or of the connection before."""
@@ -353,17 +355,12 @@ class _Body(Receiver):
             self._finish(PolicyUnavailable("sts-policy-fetch-error", "the connection was lost before the file's end"))
 
     def _finish(self, outcome: bytes | PolicyUnavailable) -> None:
-        if self.whole.called or not self._at_most:
+        if self.whole.called:
             return
         if isinstance(outcome, bytes):
             self.whole.callback(outcome)
         else:
             self.whole.errback(outcome)
-
-    def _abort(self) -> None:
-        transport: Any = self.transport  # Any: Twisted's ITransport lacks it
-        if transport is not None:
-            transport.abortConnection()
 
 
 def _unavailable(host: str, error: Exception) -> PolicyUnavailable:
@@ -372,11 +369,17 @@ def _unavailable(host: str, error: Exception) -> PolicyUnavailable:
     for reason in reasons:
         if isinstance(reason, (SSL.Error, VerificationError, CertificateError)):
             return PolicyUnavailable("sts-webpki-invalid", f"the certificate of {host} does not do: {reason!r}"[:300])
+        if isinstance(reason, CancelledError):
+            return _too_slow()
     said = "; ".join(str(reason) for reason in reasons) or type(error).__name__
     return PolicyUnavailable("sts-policy-fetch-error", f"{host}: {said}"[:300])
 
 
 def _too_late(failure: Failure) -> Failure:
     if failure.check(TimeoutError):
-        raise PolicyUnavailable("sts-policy-fetch-error", f"it took longer than {_FETCH_SECONDS:.0f} s")
+        raise _too_slow()
     return failure
+
+
+def _too_slow() -> PolicyUnavailable:
+    return PolicyUnavailable("sts-policy-fetch-error", f"it took longer than {_FETCH_SECONDS:.0f} s")

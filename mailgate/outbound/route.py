@@ -12,7 +12,7 @@ Standards: RFC 5321 section 5.1, RFC 7505 (null MX), RFC 7672 (DANE), RFC 8461 (
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from random import Random, SystemRandom
 from typing import Protocol, TypeVar
@@ -22,10 +22,11 @@ from twisted.internet.defer import Deferred
 from mailgate.dns.answer import Answer, Answers, RecordType
 from mailgate.dns.settle import Resolver, settle
 from mailgate.dns.wire import ImpossibleName, normal_name
-from mailgate.outbound.demand import Asked, host_of
+from mailgate.outbound.demand import UNMET_POLICY, Asked, host_of
 from mailgate.outbound.mta_sts import Policy
 from mailgate.outbound.mx import AddressOrder, Exchanges, Found, Survey, exchanges, is_public, loop
 from mailgate.outbound.plan import Host, NoRoute, Route, TlsDemand, TlsLevel
+from mailgate.outbound.tls_report import TlsCounts
 from mailgate.outbound.transport import SMTP_PORT, DomainTable, TlsRule, Transport
 from mailgate.smtp.reply import Reply, reply
 
@@ -49,6 +50,7 @@ class RouterSettings:
     own_addresses: frozenset[str] = frozenset()  # where it listens
     address_order: AddressOrder = "ipv6"
     allows_private_addresses: bool = False
+    least_tls: TlsLevel = TlsLevel.OPPORTUNISTIC  # for domains without a rule; what these publish may raise it
     uses_dane: bool = True  # it still takes authenticated answers, see dns.trusts_ad
     mx_port: int = SMTP_PORT
 
@@ -62,12 +64,14 @@ class Router:
         settings: RouterSettings = RouterSettings(),
         *,
         policies: Policies | None = None,
+        counts: TlsCounts | None = None,
         random: Random | None = None,
     ) -> None:
-        """`policies` None: MTA-STS is not used. `random` shuffles hosts of one preference."""
+        """`policies` None: MTA-STS is not used. `counts` hears of hosts that a policy rules out. `random` shuffles."""
         self._resolver = resolver
         self._settings = settings
         self._policies = policies
+        self._counts = counts
         self._random = random if random is not None else SystemRandom()
 
     async def route(self, domain: str, *, requires_tls: bool = False, tls_is_optional: bool = False) -> Route | NoRoute:
@@ -107,10 +111,10 @@ class Router:
                 asked_policy.addErrback(lambda _: None)
                 asked_policy.cancel()
         found, is_authenticated = hosts
-        asked = Asked(domain, is_authenticated, rule, policy, requires_tls, tls_is_optional)
-        return _route(
-            domain, [host_of(host, asked, port=settings.mx_port) for host in found], requires_tls=requires_tls
-        )
+        asked = Asked(domain, is_authenticated, rule, settings.least_tls, policy, requires_tls, tls_is_optional)
+        planned = [host_of(host, asked, port=settings.mx_port) for host in found]
+        self._count(planned)
+        return _route(domain, planned, requires_tls=requires_tls)
 
     async def _hosts(
         self, domain: str, *, looks_for_tlsa: bool, rule: TlsRule | None
@@ -136,6 +140,15 @@ class Router:
             return loop(domain) if is_cut else _no_host(domain, found)
         return hosts, found.is_authenticated
 
+    def _count(self, hosts: Iterable[Host]) -> None:
+        """Count the sessions that a published policy forbids before there is one (RFC 8460 section 4.3.2)."""
+        for host in hosts:
+            trouble, published = host.trouble, host.tls.published
+            if self._counts is None or trouble is None or published is None or trouble.enhanced != UNMET_POLICY:
+                continue
+            result = "dnssec-invalid" if published.type == "tlsa" else "validation-failure"
+            self._counts.count(published, host.name, result, reason=trouble.lines[0])
+
     async def _settled(self, evaluate: Callable[[Answers], _T]) -> _T:
         settled = settle(evaluate, self._resolver)
         return await settled if isinstance(settled, Deferred) else settled
@@ -152,7 +165,8 @@ class Router:
             return NoRoute(key, loop(key))
         if not self._settings.allows_private_addresses and not is_public(address):
             return NoRoute(key, reply(550, "5.4.4", f"{domain} is not an address of the public Internet"))
-        asked = Asked(key, True, self._settings.tls_rules.find(key), None, requires_tls)
+        settings = self._settings
+        asked = Asked(key, True, settings.tls_rules.find(key), settings.least_tls, requires_tls=requires_tls)
         host = host_of(Found(address, addresses=(address,)), asked, port=self._settings.mx_port)
         return _route(key, [host], requires_tls=requires_tls)
 

@@ -84,7 +84,7 @@ class ClientTlsTests(TestCase):
         self.addCleanup(port.stopListening)
         way = TCP4ClientEndpoint(reactor, "127.0.0.1", port.getHost().port)
         shaker = await connectProtocol(wrapClientTLS(self.tls.creator(demand, host_name), way), Shaker())
-        done = await shaker.done
+        done: SSL.Connection | Failure = await shaker.done
         transport: Any = shaker.transport
         transport.abortConnection()
         return done
@@ -190,7 +190,7 @@ class ClientTlsTests(TestCase):
         shaker = await connectProtocol(wrapClientTLS(self.tls.creator(demand, NAME), way), Shaker())
         connection = await shaker.done
         transport: Any = shaker.transport
-        assert isinstance(self.tls.judge(connection, demand, NAME), TlsUsed)  # type: ignore[arg-type]  # it was shaken
+        assert isinstance(self.tls.judge(connection, demand, NAME), TlsUsed)
         transport.abortConnection()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -26,12 +27,14 @@ def tlsa(usage: int, selector: int, matching_type: int, certificate: x509.Certif
         if selector == 0
         else certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     )
-    digest = {
-        0: lambda data: data,
-        1: lambda data: hashlib.sha256(data).digest(),
-        2: lambda data: hashlib.sha512(data).digest(),
-    }
-    return usage, selector, matching_type, digest[matching_type](octets)
+    return usage, selector, matching_type, _DIGESTS[matching_type](octets)
+
+
+_DIGESTS: dict[int, Callable[[bytes], bytes]] = {
+    0: lambda octets: octets,
+    1: lambda octets: hashlib.sha256(octets).digest(),
+    2: lambda octets: hashlib.sha512(octets).digest(),
+}
 
 
 class Shown:
