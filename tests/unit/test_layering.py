@@ -65,6 +65,12 @@ def test_smtp_imports_neither_twisted_nor_sockets(module: Path) -> None:
     assert not {top_of(name) for name in imports_of(module)} & NETWORK_MODULES
 
 
+@pytest.mark.parametrize("module", modules_of(PACKAGE / "sasl"), ids=lambda module: module.name)
+def test_sasl_imports_neither_twisted_nor_sockets(module: Path) -> None:
+    """An exchange is octets in, and what has to be looked up or checked out."""
+    assert not {top_of(name) for name in imports_of(module)} & NETWORK_MODULES
+
+
 @pytest.mark.parametrize("name", ["envelope.py", "ids.py", "message.py", "proxy.py"])
 def test_values_and_parsers_import_neither_twisted_nor_sockets(name: str) -> None:
     """What parses and what is passed around has no part in I/O."""
