@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from mailgate.config_values import LAST_PORT, Count, DomainName, MailboxAddress, Seconds
-from mailgate.toml import ByName, Derived, FilePath, Integer, IpAddress, ListOf, Number, OneOf, Text
+from mailgate.toml import ByName, Derived, FilePath, Integer, IpAddress, ListOf, Number, OneOf, Reader, Text, Wrong
 
 _DAY = 86_400
 LongSeconds = Number(1, 366 * _DAY, "a time in seconds")
@@ -21,6 +21,38 @@ _TLS_WORDS = ("none", "opportunistic", "encrypt", "verify", "dane")
 
 def _hostname(known: Mapping[str, Any]) -> object:  # Any: as in Derived
     return known["hostname"]
+
+
+@dataclass(frozen=True, slots=True)
+class RoutePattern:
+    """Which domains a [[route]] is for."""
+
+    def read(self, value: object, key: str, reader: Reader) -> str:
+        """The pattern with its name in A-form and lower case."""
+        # Imported here, and below: it brings dnspython, which most commands don't need.
+        from mailgate.outbound.transport import normal_pattern
+
+        text = Text("a domain").read(value, key, reader)
+        try:
+            return normal_pattern(text)
+        except ValueError as error:
+            raise Wrong(f"{text!r}: {error}", 'use a domain, ".example.test" for all below it, or "*"') from None
+
+
+@dataclass(frozen=True, slots=True)
+class RouteTarget:
+    """Where a [[route]] leads."""
+
+    def read(self, value: object, key: str, reader: Reader) -> str:
+        """The text itself, which `mailgate.outbound.transport.read_transport` can read."""
+        from mailgate.outbound.transport import TRANSPORT_FORMS, read_transport
+
+        text = Text("where the mail goes").read(value, key, reader)
+        try:
+            read_transport(text)
+        except ValueError as error:
+            raise Wrong(f"{text!r}: {error}", f"use {TRANSPORT_FORMS}") from None
+        return text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,8 +126,8 @@ class Outbound:
 class RouteTable:
     """One [[route]]: where mail for some domains goes instead of to their MX hosts, or how."""
 
-    domains: Annotated[tuple[str, ...], ListOf(Text('a domain, ".example.test" or "*"'))]
-    to: Annotated[str, Text('"mx", "smtp://host:port", "smtps://host", "lmtp://host:port" or "lmtp:/path"')] = "mx"
+    domains: Annotated[tuple[str, ...], ListOf(RoutePattern())]
+    to: Annotated[str, RouteTarget()] = "mx"
     username: Annotated[str, Text("a user name", is_empty_allowed=True)] = ""
     password_file: Annotated[Path | None, FilePath()] = None
     tls: Annotated[TlsWord | None, OneOf(_TLS_WORDS)] = None

@@ -292,6 +292,7 @@ class CachingResolver:
         """What the servers say."""
         name = to_wire_name(key[0])
         longest = _MAX_TTL_SECONDS
+        is_authenticated = self._trusts_ad
         for _ in range(_MAX_RESTARTS):
             try:
                 response = await self._resolve(name, key[1])
@@ -299,6 +300,7 @@ class CachingResolver:
                 return self._refused(key, error)
             except dns.exception.DNSException as error:
                 return self._failure(key, str(error))
+            is_authenticated = is_authenticated and bool(response.flags & dns.flags.AD)  # each alias on the way counts
             chain = response.resolve_chaining()
             longest = min(longest, chain.minimum_ttl)
             authority = {rrset.rdtype for rrset in response.authority}
@@ -309,7 +311,7 @@ class CachingResolver:
                 if dns.rdatatype.NS in authority:
                     return self._failure(key, f"{self._named()} refers us to others, and does not resolve")
                 longest = 0  # RFC 2308 section 5: without SOA, it is not known how long this holds
-            return self._answer(key, response, chain, longest)
+            return self._answer(key, response, chain, longest, is_authenticated)
         return self._failure(key, "the name leads from alias to alias, and to no end")
 
     async def _resolve(self, name: dns.name.Name, record_type: RecordType) -> dns.message.QueryMessage:
@@ -335,7 +337,12 @@ class CachingResolver:
         return found.response
 
     def _answer(
-        self, key: Key, response: dns.message.QueryMessage, chain: dns.message.ChainingResult, ttl_seconds: int
+        self,
+        key: Key,
+        response: dns.message.QueryMessage,
+        chain: dns.message.ChainingResult,
+        ttl_seconds: int,
+        is_authenticated: bool,
     ) -> Answer:
         if chain.answer is not None:
             outcome = Outcome.ANSWER
@@ -349,7 +356,7 @@ class CachingResolver:
             () if chain.answer is None else records_of(chain.answer),
             dns.rcode.to_text(response.rcode()),
             ttl_seconds,
-            self._trusts_ad and bool(response.flags & dns.flags.AD),
+            is_authenticated,
             self._seconds(),
         )
 

@@ -62,11 +62,16 @@ def _demand(found: Found, asked: Asked) -> tuple[TlsDemand, Reply | None]:
     if not nobody:
         return _of_rule(TlsRule(asked.least), found, asked)
     source = "tls-required-no" if asked.tls_is_optional else "default"
-    return TlsDemand(source=source, published=PublishedPolicy(asked.domain)), None
+    return TlsDemand(source=source, published=_no_policy(asked.domain)), None
+
+
+def _no_policy(domain: str) -> PublishedPolicy | None:
+    """Nobody gets reports for an address literal."""
+    return None if domain.startswith("[") else PublishedPolicy(domain)
 
 
 def _of_rule(rule: TlsRule, found: Found, asked: Asked) -> tuple[TlsDemand, Reply | None]:
-    demand = TlsDemand(rule.level, "config", published=PublishedPolicy(asked.domain))
+    demand = TlsDemand(rule.level, "config", published=_no_policy(asked.domain))
     match rule.level:
         case TlsLevel.VERIFY:
             return replace(demand, names=rule.names or _names_to_verify(found, asked)), None

@@ -23,6 +23,7 @@ SMTP_PORT: Final = 25
 _SUBMISSIONS_PORT: Final = 465
 _LMTP_PORT: Final = 24
 
+TRANSPORT_FORMS: Final = '"mx", "smtp://HOST:PORT", "smtps://HOST:PORT", "lmtp://HOST:PORT" or "lmtp:/PATH"'
 _URL = re.compile(r"(smtp|smtps|lmtp)://(\[[0-9A-Fa-f:.]+\]|[^\[\]/:@?#]+)(?::([0-9]{1,5}))?/?")
 _LOCAL = re.compile(r"lmtp:(/[^\0]+)")
 
@@ -100,7 +101,7 @@ def normal_pattern(pattern: str) -> str:
 def read_transport(text: str, *, credentials: Credentials | None = None, tls: TlsLevel | None = None) -> Transport:
     """The transport that "smtp://relay.example:587", "smtps://…", "lmtp://…", "lmtp:/path" or "mx" names.
 
-    @raises ValueError: it names none; the message says what would.
+    @raises ValueError: it is none of TRANSPORT_FORMS; the message says why.
     """
     if text == "mx":
         return Transport()
@@ -109,12 +110,12 @@ def read_transport(text: str, *, credentials: Credentials | None = None, tls: Tl
         return Transport("lmtp", unix_path=local[1], tls=TlsLevel.NONE)
     match = _URL.fullmatch(text)
     if match is None:
-        raise ValueError('use "mx", "smtp://HOST:PORT", "smtps://HOST:PORT", "lmtp://HOST:PORT" or "lmtp:/PATH"')
+        raise ValueError("it names no transport")
     scheme, host, port = match[1], match[2], match[3]
     default = {"smtp": SMTP_PORT, "smtps": _SUBMISSIONS_PORT, "lmtp": _LMTP_PORT}[scheme]
     number = int(port) if port else default
     if not 1 <= number <= 65535:
-        raise ValueError("use a port from 1 to 65535")
+        raise ValueError(f"{number} is no port")
     return Transport(
         "lmtp" if scheme == "lmtp" else "smtp",
         _host(host),

@@ -1,0 +1,67 @@
+"""What the configuration says of routes, as the values that the router takes.
+
+Standards: none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Final
+
+from mailgate.dns.wire import normal_name
+from mailgate.outbound.mx import AddressOrder
+from mailgate.outbound.plan import Credentials, TlsLevel
+from mailgate.outbound.route import RouterSettings
+from mailgate.outbound.transport import DomainTable, TlsRule, Transport, read_transport
+
+if TYPE_CHECKING:
+    from mailgate.config_sending import Outbound, RouteTable
+
+_ORDERS: Final[dict[str, AddressOrder]] = {
+    "ipv6 first": "ipv6",
+    "ipv4 first": "ipv4",
+    "ipv6 only": "ipv6-only",
+    "ipv4 only": "ipv4-only",
+}
+
+
+def router_settings(
+    outbound: Outbound,
+    routes: Sequence[RouteTable],
+    *,
+    own_names: Iterable[str],
+    own_addresses: Iterable[str] = (),
+    reads_passwords: bool = True,
+) -> RouterSettings:
+    """The settings of a router. `own_names` are host names of the gate, `own_addresses` where it listens.
+
+    @raises OSError: a file with a password can't be read.
+    """
+    transports: list[tuple[Sequence[str], Transport]] = []
+    tls_rules: list[tuple[Sequence[str], TlsRule]] = []
+    for route in routes:
+        level = None if route.tls is None else TlsLevel(route.tls)
+        credentials = _credentials(route) if reads_passwords else None
+        transport = read_transport(route.to, credentials=credentials, tls=level)
+        transports.append((route.domains, transport))
+        if transport.is_by_mx and level is not None:
+            tls_rules.append((route.domains, TlsRule(level)))
+    return RouterSettings(
+        transports=DomainTable(transports),
+        tls_rules=DomainTable(tls_rules),
+        own_names=frozenset(normal_name(name) for name in own_names),
+        own_addresses=frozenset(own_addresses),
+        address_order=_ORDERS[outbound.families],
+        allows_private_addresses=outbound.allows_private_addresses,
+        least_tls=TlsLevel(outbound.tls),
+        uses_dane=outbound.dane,
+        mx_port=outbound.port,
+    )
+
+
+def _credentials(route: RouteTable) -> Credentials | None:
+    """The user's name with the first line of the password file."""
+    if not route.username or route.password_file is None:
+        return None
+    password = route.password_file.read_text("utf-8").split("\n", 1)[0].rstrip("\r")
+    return Credentials(route.username, password)
