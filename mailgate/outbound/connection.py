@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from OpenSSL import SSL
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IAddress, IHandshakeListener, IPushProducer
 from twisted.internet.protocol import ClientFactory, connectionDone
 from twisted.internet.protocol import Protocol as TwistedProtocol
@@ -442,7 +442,8 @@ class MailSender(TwistedProtocol):
         self._advance()
 
     def _unreadable(self, failure: Failure) -> None:
-        self._log.failure("content can't be read for {endpoint}", failure=failure, endpoint=self.endpoint)
+        if failure.check(CancelledError) is None:  # else whoever cancelled it has said why
+            self._log.failure("content can't be read for {endpoint}", failure=failure, endpoint=self.endpoint)
         self._session.content_failed()
 
     # ------------------------------------------------------------ back-pressure: we are a push producer

@@ -1,7 +1,7 @@
 """A host that does as it is told: what a client sends goes in, what the host answers comes out. No I/O.
 
-It reads content with `mailgate.smtp.framing`, or, where it is told so, with a reader of its own that shares nothing with
-it.
+It reads content with `mailgate.smtp.framing`, and is strict: a line of a command that holds CR or LF, or MAIL within a
+transaction, fails the test.
 """
 
 from __future__ import annotations

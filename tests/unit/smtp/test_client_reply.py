@@ -57,8 +57,8 @@ def test_a_reply_is_read_however_it_is_written(octets: bytes, code: int, text: s
 
 @pytest.mark.parametrize(
     "octets",
-    [b"\r\n", b"HTTP/1.1 400 Bad Request\r\n", b"25 ok\r\n", b"2500 ok\r\n", b"250_ok\r\n", b"150 ok\r\n", b"650 ok\r\n",
-     b"\x16\x03\x01\r\n", b"-250 ok\r\n", b"250-ok\r\nrest\r\n", b"x" * (MAX_LINE_OCTETS + 1),
+    [b"\r\n", b"HTTP/1.1 400 Bad Request\r\n", b"25 ok\r\n", b"2500 ok\r\n", b"250_ok\r\n", b"150 ok\r\n",
+     b"650 ok\r\n", b"\x16\x03\x01\r\n", b"-250 ok\r\n", b"250-ok\r\nrest\r\n", b"x" * (MAX_LINE_OCTETS + 1),
      b"250-" + b"x" * (MAX_LINE_OCTETS + 1), b"250-xxxxxxxxxxxxxxxxxxx\r\n" * 5000],
 )  # fmt: skip
 def test_what_is_no_reply_is_a_reply_error(octets: bytes) -> None:
@@ -111,7 +111,8 @@ def test_a_status_comes_from_the_reply_or_from_what_its_code_amounts_to(
         ((b"SIZE 1000",), Extensions(size=True, max_size_octets=1000)),
         ((b"SIZE lots",), Extensions(size=True)),
         ((b"size 1000", b"Pipelining", b"8bitmime"), Extensions(True, True, 1000, True)),
-        ((b"AUTH PLAIN login", b"AUTH=LOGIN CRAM-MD5"), Extensions(mechanisms=frozenset({"PLAIN", "LOGIN", "CRAM-MD5"}))),
+        ((b"AUTH PLAIN login", b"AUTH=LOGIN CRAM-MD5"),
+         Extensions(mechanisms=frozenset({"PLAIN", "LOGIN", "CRAM-MD5"}))),
         ((b"LIMITS MAILMAX=20 RCPTMAX=3 RCPTDOMAINMAX=1",), Extensions(max_recipients=3, max_messages=20)),
         ((b"LIMITS RCPTMAX=x",), Extensions()),
         ((b"DELIVERBY 240",), Extensions(deliver_by=True, min_by_seconds=240)),
