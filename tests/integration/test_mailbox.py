@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tracemalloc
 from contextlib import closing
+from dataclasses import replace
 from typing import Any, cast
 from unittest import mock
 
@@ -16,6 +17,7 @@ from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublish
 from mailgate.envelope import MailParameters, RcptParameters
 from mailgate.ids import encode_id
 from mailgate.policy.stage import TlsState
+from mailgate.policy.verdict import Fate, Quarantine
 from mailgate.smtp.reply import reply
 from mailgate.storage.mailbox import MAX_BATCH_MESSAGES, pieces_of
 from mailgate.storage.records import Disposition, Stored
@@ -103,6 +105,20 @@ class StoreTests(WritingTestCase):
         writer = await self.writer()
         await writer.store(incoming(self.alice, disposition=Disposition.QUARANTINED))
         assert self.query("SELECT folder, disposition FROM delivery, transaction") == [("Junk", "quarantined")]
+
+    async def test_junk_is_not_forwarded(self) -> None:
+        """Who forwards it is taken for its source: neither all of a message nor one recipient's copy of it."""
+        writer = await self.writer()
+        for message in (
+            incoming(self.alice, "dave@elsewhere.test", disposition=Disposition.QUARANTINED),
+            incoming(
+                self.alice,
+                replace(recipient("list@example.test", "dave@elsewhere.test"), fate=Fate(Quarantine("odd"), "taste")),
+            ),
+        ):
+            await writer.store(message)
+        assert self.query("SELECT mailbox_id FROM delivery") == [(self.alice,), (self.alice,)]
+        assert self.count("queue") == 0
 
     async def test_header_fields_are_shown_as_people_read_them(self) -> None:
         writer = await self.writer()

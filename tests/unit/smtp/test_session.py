@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from mailgate.envelope import ForwardDestination, MailboxDestination, Resolution
 from mailgate.ids import IdGenerator, encode_id
 from mailgate.message import MAX_HEADER_OCTETS
 from mailgate.policy.stage import Request, Role, SessionView, Stage, TlsState
@@ -203,6 +204,33 @@ def test_a_message_that_is_discarded_for_each_of_its_recipients_is_discarded() -
         Fate(Discard("first"), "picky"),
         Fate(Discard("second"), "picky"),
     ]
+
+
+ELSEWHERE = ForwardDestination("carl@elsewhere.example")
+HERE = MailboxDestination(1, "bob@example.test")
+
+
+@pytest.mark.parametrize("fate", [Decision(Quarantine("odd"), "picky"), None], ids=["all", "each"])
+def test_junk_that_nobody_here_would_keep_is_refused(fate: Decision | None) -> None:
+    """It is never forwarded, and must not be answered with 250 and forgotten."""
+    driver = Driver().greeted()
+    decision = fate or fates(Discard("no"), Quarantine("odd"))
+    leads = Decision(Continue(), notes=(Resolution((ELSEWHERE,)),))
+    assert driver.run(TWO_RECIPIENTS, {Stage.RCPT: leads, Stage.END_OF_DATA: decision}) is None
+    assert driver.codes()[-1] == 550
+    (record,) = driver.records()[0]
+    assert (record.disposition, record.policy, record.reply[:9]) == (Disposition.REFUSED, "picky", "550 5.7.1")
+
+
+@pytest.mark.parametrize("destinations", [(ELSEWHERE, HERE), (HERE,)])
+def test_junk_that_somebody_here_keeps_is_taken(
+    destinations: tuple[ForwardDestination | MailboxDestination, ...],
+) -> None:
+    """It goes into Junk there."""
+    driver = Driver().greeted()
+    leads = Decision(Continue(), notes=(Resolution(destinations),))
+    message = driver.message(b"x\r\n", {Stage.RCPT: leads, Stage.END_OF_DATA: Decision(Quarantine("odd"), "taste")})
+    assert message.disposition is Disposition.QUARANTINED
 
 
 def test_a_message_that_each_recipient_has_in_junk_or_not_at_all_is_quarantined() -> None:
