@@ -31,6 +31,7 @@ MAX_ROWS = 50_000
 _MAX_DEPTH = 12
 _MAX_TEXT_CHARS = 1000
 _MAX_RESULTS = 32  # of a row
+_MAX_TEXTS = 64  # of what may be there once, of a row or of the rest
 
 Disposition = Literal["none", "pass", "quarantine", "reject"]
 
@@ -287,16 +288,20 @@ class _Target:
             if depth == self._group_depth:
                 self._group = None
             elif depth == self._group_depth + 1:
-                self._group.setdefault(self._path[-1], text)
+                self._keep(self._group, self._path[-1:], text)
         elif self._record is not None:
             if depth == 2:
                 self._rows.append(_row_of(self._record))
                 self._record = None
             else:
-                self._record.texts.setdefault("/".join(self._path[2:]), text)
-        elif text and depth <= 4:
-            self._top.setdefault("/".join(self._path[1:]), text)
+                self._keep(self._record.texts, self._path[2:], text)
+        else:
+            self._keep(self._top, self._path[1:], text)
         self._path.pop()
+
+    def _keep(self, texts: dict[str, str], path: list[str], text: str) -> None:
+        if text and len(texts) < _MAX_TEXTS:
+            texts.setdefault("/".join(path), text)
 
     def close(self) -> None:
         """Nothing more comes."""

@@ -205,7 +205,7 @@ class ReportStore:
         )
 
     async def forget(self, before: float, now: float) -> None:
-        """Remove reports that end before that time, and counts that no report of ours needs; seconds since the epoch."""
+        """Remove reports that end before that time (seconds since the epoch), and counts that nobody needs any more."""
         await self._execute("forget_reports", before=repr(float(before)), now=repr(float(now)))
 
     async def _execute(self, name: str, timeout_seconds: float = _TIMEOUT_SECONDS, /, **values: str) -> list[Row]:
