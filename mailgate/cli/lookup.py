@@ -4,12 +4,13 @@ It asks with the gate's own resolver and as config says, but not through a runni
 is found is a `Report`; only the command itself prints, and only `in_reactor` runs a reactor.
 
 Standards: RFC 5321 section 5.1 (MX, and hosts without), RFC 7505 (null MX), RFC 7208 section 4.5 (which record is
-SPF's), RFC 6376 section 3.6 (keys), RFC 9989 section 4.10 (the DMARC tree walk).
+SPF's), RFC 6376 section 3.6 (keys), RFC 9989 section 4.10 (the DMARC tree walk), RFC 7672 and RFC 8461 (TLS of hosts).
 """
 
 from __future__ import annotations
 
 import ipaddress
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from itertools import groupby
@@ -26,11 +27,13 @@ from mailgate.cli.output import Column, Table, json_option, print_json, print_no
 from mailgate.config import server_address
 from mailgate.dns.answer import Answer, Answers, Outcome, Question, RecordType
 from mailgate.dns.settle import settle
+from mailgate.outbound.plan import Route, TlsDemand, TlsLevel
 
 if TYPE_CHECKING:
     from mailgate.config import Config
     from mailgate.dns.resolver import CachingResolver
     from mailgate.dns.settle import Resolver
+    from mailgate.outbound.route import Router
 
 _T = TypeVar("_T")
 
@@ -52,8 +55,10 @@ class Report:
 class Inquiry:
     """The kinds of look-ups, on any resolver."""
 
-    def __init__(self, resolver: Resolver) -> None:
+    def __init__(self, resolver: Resolver, router: Router | None = None) -> None:
+        """Only routes need the router."""
         self._resolver = resolver
+        self._router = router
 
     async def of(self, kind: str, name: str) -> Report:
         """What is found for a name in the form of `mailgate.dns.wire`, or for an IP address.
@@ -71,6 +76,8 @@ class Inquiry:
                 return await self._dkim(name)
             case "dmarc":
                 return await self._dmarc(name)
+            case "route":
+                return await self._route(name)
         return await self._records(RecordType(kind.upper()), name)
 
     async def _ask(self, name: str, record_type: RecordType) -> Answer:
@@ -220,6 +227,57 @@ class Inquiry:
             )
         return Report(("NAME", "RECORD"), tuple(rows), tuple(records), (*notes, *result.notes), problem)
 
+    async def _route(self, domain: str) -> Report:
+        """Where mail for the domain goes, which TLS is demanded there, and who demands it."""
+        if self._router is None:
+            raise Failure("no router was given")
+        route = await self._router.route(domain)
+        if not isinstance(route, Route):
+            raise Failure(route.reply.text())
+        rows = []
+        records = []
+        for position, host in enumerate(route.hosts, 1):
+            trouble = "" if host.trouble is None else host.trouble.text()
+            addresses = (host.unix_path,) if host.unix_path else host.addresses
+            why = _why_tls(host.tls)
+            rows.append((str(position), host.name, " ".join(addresses) or "-", host.tls.level.value, trouble or why))
+            records.append(
+                {
+                    "key": route.key,
+                    "protocol": route.protocol,
+                    "order": position,
+                    "host": host.name,
+                    "addresses": addresses,
+                    "port": host.port,
+                    "tls": host.tls.level.value,
+                    "tls_source": host.tls.source,
+                    "tls_names": host.tls.names,
+                    "tlsa": [_text(record) for record in host.tls.tlsa],
+                    "trouble": trouble,
+                }
+            )
+        notes = () if route.key == domain else (f"by config, mail for {domain} goes to {route.key}",)
+        return Report(("ORDER", "HOST", "ADDRESSES", "TLS", "WHY"), tuple(rows), tuple(records), notes)
+
+
+def _why_tls(demand: TlsDemand) -> str:
+    """Who demands that of TLS, and by what."""
+    match demand.source:
+        case "default":
+            return "nobody demands more"
+        case "config":
+            names = " or ".join(demand.names)
+            return "config" + (f": a certificate of {names}" if demand.level is TlsLevel.VERIFY else "")
+        case "dane" if demand.tlsa:
+            return "DANE: " + "; ".join(
+                _text((usage, selector, kind, data[:8])) + "…" for usage, selector, kind, data in demand.tlsa
+            )
+        case "dane":
+            return "DANE: TLSA records of which none can be used"
+        case "mta-sts":
+            return "MTA-STS" + (", testing" if demand.is_testing else f": a certificate of {' or '.join(demand.names)}")
+    return demand.source
+
 
 _MX_COLUMNS = ("ORDER", "PREFERENCE", "HOST", "ADDRESSES")
 
@@ -274,7 +332,7 @@ def _key_in(answer: Answer) -> tuple[str, bool]:
     return f"none: {problems[0]}", False
 
 
-KINDS = ("mx", "a", "aaaa", "txt", "ptr", "spf", "dkim", "dmarc")
+KINDS = ("mx", "a", "aaaa", "txt", "ptr", "spf", "dkim", "dmarc", "route")
 
 
 def _asked_for(kind: str, words: tuple[str, ...]) -> str:
@@ -292,6 +350,8 @@ def _asked_for(kind: str, words: tuple[str, ...]) -> str:
         asked = "SELECTOR._domainkey.DOMAIN, or SELECTOR DOMAIN" if kind == "dkim" else "one name"
         raise click.BadParameter(f"{kind} takes {asked}")
     (word,) = words
+    if kind == "route" and word.startswith("["):
+        return word
     if kind == "ptr":
         try:
             return str(ipaddress.ip_address(word))
@@ -325,7 +385,8 @@ def lookup(
 
     mx shows the hosts that take a domain's mail in the order in which a sender tries them, with their addresses; hosts
     that share an order are tried in any. ptr takes an IP address; dkim takes SELECTOR._domainkey.DOMAIN, or SELECTOR
-    DOMAIN; dmarc shows each step of the walk from NAME to the top.
+    DOMAIN; dmarc shows each step of the walk from NAME to the top. route shows where mail for a domain goes by config
+    and DNS, and what is demanded of TLS there; MTA-STS policies are fetched for it.
     """
     name = _asked_for(kind, names)
     config = None if server is not None else invocation.config_if_any()
@@ -338,7 +399,9 @@ def lookup(
         else:
             resolver = configured_resolver(reactor, config)
         try:
-            return await Inquiry(resolver).of(kind, name)
+            return await Inquiry(resolver, _router(reactor, resolver, config) if kind == "route" else None).of(
+                kind, name
+            )
         except Failure as failure:
             return failure
 
@@ -368,6 +431,37 @@ def configured_resolver(reactor: Any, config: Config) -> CachingResolver:  # Any
         deadline_seconds=config.dns.deadline_seconds,
         trusts_ad=config.dns.trusts_ad,
     )
+
+
+def _router(reactor: Any, resolver: Resolver, config: Config | None) -> Router:  # Any: as in CachingResolver
+    """A router as the gate has it, but for the policies that the gate has kept."""
+    # Imported here: other look-ups need none of it.
+    from mailgate.config_routes import router_settings
+    from mailgate.outbound.mta_sts_fetch import MtaStsPolicies, PolicyHost
+    from mailgate.outbound.mx import Survey
+    from mailgate.outbound.route import Router, RouterSettings
+
+    if config is None:
+        settings, uses_mta_sts, ca_file = RouterSettings(), True, None
+    else:
+        own_names = (config.hostname,)
+        settings = router_settings(config.outbound, config.routes, own_names=own_names, reads_passwords=False)
+        uses_mta_sts, ca_file = config.outbound.mta_sts, config.outbound.ca_file
+    if not uses_mta_sts:
+        return Router(resolver, settings)
+    survey = Survey(order=settings.address_order, allows_private_addresses=settings.allows_private_addresses)
+    host = PolicyHost(reactor, resolver, ca_file=ca_file, survey=survey)
+    return Router(resolver, settings, policies=MtaStsPolicies(resolver, host.fetch, _NothingKept(), time=time.time))
+
+
+class _NothingKept:
+    """No policies but those that are fetched now: this needs no database."""
+
+    async def get(self, domain: str) -> None:
+        """Nothing is kept."""
+
+    async def put(self, domain: str, kept: object) -> None:
+        """Nothing will be."""
 
 
 def in_reactor(ask: Callable[[Any], Awaitable[_T]]) -> _T:  # Any: as in CachingResolver

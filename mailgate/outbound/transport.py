@@ -94,7 +94,7 @@ def normal_pattern(pattern: str) -> str:
         return pattern.lower()
     name = normal_name(pattern.removeprefix("."))
     if not name or "*" in name:
-        raise ImpossibleName("a pattern is a domain, a domain behind a dot for all below it, or *")
+        raise ImpossibleName("it is no pattern of domains")
     return f".{name}" if pattern.startswith(".") else name
 
 

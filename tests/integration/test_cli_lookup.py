@@ -87,3 +87,15 @@ def test_a_faulty_configuration_is_not_passed_over(tmp_path: Path) -> None:
     done = run(tmp_path, "--config", str(path), "lookup", "a", "example.test")
     assert done.returncode == 1
     assert "dns.servers[1]" in done.stderr
+
+
+def test_a_route_is_shown_as_a_sender_would_take_it(tmp_path: Path, port: int) -> None:
+    """By config: the addresses of the test are nobody's on the Internet."""
+    path = config_in(tmp_path, port)
+    done = run(tmp_path, "--config", str(path), "lookup", "route", "example.test")
+    assert done.returncode == 1
+    assert "550 5.4.4" in done.stderr
+    path.write_text(path.read_text() + "[outbound]\nallows_private_addresses = true\nmta_sts = false\n")
+    done = run(tmp_path, "--config", str(path), "lookup", "route", "example.test")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[1].split()[:4] == ["1", "mx1.example.test", "192.0.2.1", "opportunistic"]

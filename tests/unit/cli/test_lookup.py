@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from random import Random
 
 import click
 import pytest
@@ -11,6 +12,8 @@ from mailgate.cli.database import Failure
 from mailgate.cli.lookup import Inquiry, Report, _asked_for
 from mailgate.dns.answer import RecordType
 from mailgate.dns.zone import Zone
+from mailgate.outbound.route import Router, RouterSettings
+from mailgate.outbound.transport import DomainTable, read_transport
 
 _KEY = "p=11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo="  # RFC 8463 appendix A.2
 
@@ -217,3 +220,41 @@ def test_a_name_that_can_t_exist_is_a_failure() -> None:
     """With what is wrong with it."""
     with pytest.raises(Failure, match="empty label"):
         _asked_for("mx", ("a..test",))
+
+
+def find_route(domain: str, zone: Zone, settings: RouterSettings) -> Report:
+    coroutine = Inquiry(zone, Router(zone, settings, random=Random(1))).of("route", domain)
+    with pytest.raises(StopIteration) as stop:
+        coroutine.send(None)
+    report: Report = stop.value.value
+    return report
+
+
+def test_a_route_says_which_tls_is_demanded_and_by_whom() -> None:
+    """Each host with what a sender would ask of it."""
+    zone = Zone(TEXT, is_authenticated=True)
+    zone.add("_25._tcp.mx1.example.test", RecordType.TLSA, (3, 1, 1, b"\xab" * 32))
+    report = find_route("example.test", zone, RouterSettings(allows_private_addresses=True))
+    by_host = {row[1]: row[2:] for row in report.rows}
+    assert by_host["mx1.example.test"] == (
+        "2001:db8::1 192.0.2.1 192.0.2.2",
+        "dane",
+        "DANE: 3 1 1 abababababababab…",
+    )
+    assert by_host["mx3.example.test"] == ("192.0.2.3", "opportunistic", "nobody demands more")
+    assert by_host["mx2.example.test"][2] == "550 5.4.4 The mail exchanger mx2.example.test has no address"
+
+
+def test_a_route_by_config_says_so() -> None:
+    """The operator sees his own rule."""
+    transport = read_transport("smtps://mx1.example.test")
+    report = find_route("example.org", Zone(TEXT), RouterSettings(transports=DomainTable([("*", transport)])))
+    assert report.notes == ("by config, mail for example.org goes to smtps://mx1.example.test:465",)
+    assert report.rows[0][3:] == ("verify", "config: a certificate of mx1.example.test")
+    assert report.records[0]["port"] == 465
+
+
+def test_nowhere_to_go_is_a_failure_with_the_reply_that_a_sender_would_get() -> None:
+    """As the bounce would say it."""
+    with pytest.raises(Failure, match=r"556 5\.1\.10"):
+        find_route("null.test", Zone(TEXT), RouterSettings())
