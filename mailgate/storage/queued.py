@@ -1,4 +1,4 @@
-"""What is put into the queue: one entry for each recipient elsewhere, as the statement that accepts its message takes it.
+"""What is put into the queue: an entry for each recipient elsewhere, as the statement that accepts mail takes it.
 
 Pure. When an entry is tried, and what becomes of it, is the business of `mailgate.storage.queue` and
 `mailgate.outbound`.

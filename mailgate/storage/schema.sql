@@ -1650,6 +1650,7 @@ RETURNS TABLE (
     recipient text,
     domain text,
     reverse_path text,
+    original_path text,  -- the message's own reverse-path, for what is told of it
     sender text,
     notify text,  -- words, a blank between them
     orcpt text,
@@ -1673,15 +1674,16 @@ RETURNS TABLE (
     trace bytea,
     content bytea
 ) LANGUAGE sql STABLE AS $$
-    SELECT q.id, q.message_id, q.recipient, q.domain, q.reverse_path, q.sender, array_to_string(q.notify, ' '), q.orcpt,
-           q.ret, q.envid, q.is_eight_bit, q.is_smtputf8, q.requires_tls, q.tls_is_optional,
+    SELECT q.id, q.message_id, q.recipient, q.domain, q.reverse_path, m.reverse_path, q.sender,
+           array_to_string(q.notify, ' '), q.orcpt, q.ret, q.envid, q.is_eight_bit, q.is_smtputf8, q.requires_tls, q.tls_is_optional,
            extract(epoch FROM q.deliver_by)::double precision, q.deliver_by_mode, q.size_octets, q.done,
            extract(epoch FROM q.created_at)::double precision, extract(epoch FROM q.starts_at)::double precision,
            q.delayed_at IS NOT NULL, q.attempts, extract(epoch FROM q.last_attempt_at)::double precision, q.last_status,
-           q.last_reply, m.trace, CASE WHEN q.size_octets <= p_inline_octets THEN m.content END
+           q.last_reply, CASE WHEN q.place = 1 THEN m.trace END,
+           CASE WHEN q.place = 1 AND q.size_octets <= p_inline_octets THEN m.content END
     FROM (SELECT o.*, row_number() OVER (PARTITION BY o.message_id ORDER BY o.id) AS place
           FROM mailgate.queue o WHERE o.leased_by = p_instance AND o.claim = p_claim) AS q
-    LEFT JOIN mailgate.message m ON m.id = q.message_id AND q.place = 1
+    JOIN mailgate.message m ON m.id = q.message_id
     ORDER BY q.id
 $$;
 COMMENT ON FUNCTION leased_rows IS 'What a claim has taken, in order; the first row of each message with its trace, and with its content if that is small.';
