@@ -1,4 +1,4 @@
-"""`python -m benchmarks` (`make bench`) measures everything; `... profile` looks inside the gate, `... signing` signs."""
+"""`python -m benchmarks` (`make bench`) measures everything; `profile` and `signing` behind it look at less, closer."""
 
 from __future__ import annotations
 
