@@ -185,7 +185,7 @@ def _needed_text(value: dict[str, Any], key: str) -> str:
 
 
 def _text(value: object) -> str:
-    return value[:_MAX_TEXT_CHARS].strip() if isinstance(value, str) else ""
+    return value[:_MAX_TEXT_CHARS].replace("\0", "\ufffd").strip() if isinstance(value, str) else ""
 
 
 def _texts(value: object) -> tuple[str, ...]:

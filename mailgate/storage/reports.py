@@ -243,8 +243,7 @@ def _results(row: ReportRow) -> list[dict[str, str]]:
 
 
 def _json(value: object) -> str:
-    # PostgreSQL's jsonb takes neither NUL nor lone surrogates.
-    return json.dumps(value, ensure_ascii=False).replace("\\u0000", "\ufffd")
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _array(values: Sequence[str]) -> str:
