@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,8 @@ from mailgate import instance
 from mailgate.accounts.authenticator import Offer
 from mailgate.accounts.node import NodeAccounts, node_accounts
 from mailgate.accounts.plugin import UnusableChecker
+from mailgate.auth.arc import ArcOptions
+from mailgate.auth.srs import Srs
 from mailgate.binding import listen_tcp, name_of
 from mailgate.certificate import UnusableFile, ensure_self_signed
 from mailgate.config import DATA_LOSS_SENTENCE, Config, ConfigError, load_config, reloadable_differences
@@ -44,27 +47,33 @@ from mailgate.dns.resolver import CachingResolver
 from mailgate.ids import IdGenerator
 from mailgate.listener import MailFactory, Rules, Timeouts, Tolerated
 from mailgate.notify import Notifier
+from mailgate.policy.arc import ArcPolicy
 from mailgate.policy.chain import Chain, Member
 from mailgate.policy.fingerprint import PolicyConfiguration, configuration_of
+from mailgate.policy.forwarding import ForwardingPolicy
 from mailgate.policy.limits import LimitsPolicy, NodeLimits, Usage
 from mailgate.policy.plugin import PolicyThreads, Services, make_policy, providers
-from mailgate.policy.recipients import RecipientsPolicy
+from mailgate.policy.recipients import RecipientsPolicy, Rewriting
 from mailgate.policy.results import ResultsPolicy
 from mailgate.policy.signing import Signing
 from mailgate.policy.stage import Role, Stage
 from mailgate.policy.submission import SubmissionPolicy
+from mailgate.sealing import UnusableKey, find_master_key
 from mailgate.smtp.grammar import domain_key, local_key
 from mailgate.smtp.session import Limits, Settings
 from mailgate.storage.credentials import Bounds
 from mailgate.storage.directory import Directory
 from mailgate.storage.embedded import EmbeddedPostgres, EmbeddedPostgresError, EmbeddedPostgresService
 from mailgate.storage.errors import DatabaseRefused, StorageUnavailable
+from mailgate.storage.forwarded import reverse_path_of
 from mailgate.storage.journal import Journal
 from mailgate.storage.literal import settle
 from mailgate.storage.mailbox import MailboxWriter, draw_instance, instance_setup, writer_setup
 from mailgate.storage.pool import Connection, Pool, check_server
 from mailgate.storage.retention import Retention
+from mailgate.storage.secret import shared_secret
 from mailgate.storage.senders import Senders, SendingLimits
+from mailgate.storage.signing_keys import SigningKeys
 from mailgate.submission.local_users import LocalUsers, local_users
 from mailgate.tls import TlsContexts
 
@@ -105,7 +114,9 @@ class MailgateService(MultiService):
         self._databases: list[Connection | Pool] = []
         self._directory: Directory | None = None
         self._senders: Senders | None = None
+        self._signing_keys: SigningKeys | None = None
         self._signing: Signing | None = None
+        self._rewriting: Rewriting | None = None
         self._writer: MailboxWriter | None = None
         self._journal: Journal | None = None
         self._retention: Retention | None = None
@@ -188,6 +199,7 @@ class MailgateService(MultiService):
             await self._wait_for(connections)
         self._directory = Directory(self._reactor, pool, control, postmaster=config.postmaster)
         self._senders = Senders(pool, control, _sending_limits(config), time.time)
+        await self._open_signing(pool, control)
         if any(_offer(listener) is not Offer.NEVER for listener in config.listeners):
             await self._open_accounts(dsn, control)
         self._writer = MailboxWriter(
@@ -228,6 +240,23 @@ class MailgateService(MultiService):
             )
         except UnusableChecker as error:
             raise StartFailed(str(error)) from error
+
+    async def _open_signing(self, pool: Pool, listener: Connection) -> None:
+        """Have the keys at hand that mail is signed and sealed with, and the secret of rewritten reverse-paths."""
+        config, signing = self._config, self._config.signing
+        if signing.dkim or signing.arc:
+            made_in = config.data_folder if config.database.embedded else None
+            try:
+                master_key = find_master_key(signing.master_key_file, os.environ, made_in=made_in)
+                self._signing_keys = SigningKeys(pool, listener, master_key)
+                await self._signing_keys.check()
+            except UnusableKey as error:
+                raise StartFailed(str(error)) from error
+            if signing.dkim:
+                self._signing = Signing(self._signing_keys, self._reactor)
+        if signing.srs:
+            srs = Srs(await shared_secret(pool.execute, "srs"))
+            self._rewriting = Rewriting(srs, partial(reverse_path_of, pool.execute), time.time)
 
     def _keep(self, connections: Any) -> Any:  # Any: a Connection gives a Connection, a Pool a Pool
         self._databases.append(connections)
@@ -292,7 +321,7 @@ class MailgateService(MultiService):
         submission = SubmissionPolicy(self._senders, self._signing, config.hostname, time.time)
         members: list[Member] = [
             Member(self._limits_policy),
-            Member(RecipientsPolicy(self._directory)),
+            Member(RecipientsPolicy(self._directory, self._rewriting)),
             Member(submission, frozenset({Role.SUBMISSION}), is_essential=True),
         ]
         configurations: list[PolicyConfiguration] = []
@@ -311,6 +340,10 @@ class MailgateService(MultiService):
                 )
             )
         members.append(Member(ResultsPolicy(config.authserv_id), is_essential=True))
+        arc = ArcPolicy(ArcOptions(), self._resolver, self._reactor)
+        sealing_keys = self._signing_keys if config.signing.arc else None
+        forwarding = ForwardingPolicy(config.authserv_id, sealing_keys, arc, self._reactor)
+        members.append(Member(forwarding, is_essential=True))
         deadlines = config.deadlines
         chain = Chain(
             self._reactor,
