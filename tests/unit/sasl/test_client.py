@@ -13,8 +13,8 @@ from mailgate.sasl.client import (
     ScramSha256,
     mechanisms,
 )
-from mailgate.sasl.scram import make_verifier, parse_client_final, parse_client_first
 from mailgate.sasl.scram import Proof as ScramProof
+from mailgate.sasl.scram import make_verifier, parse_client_final, parse_client_first
 
 NONCE = b"rOprNGfwEbeRWgbNEkqO"
 SERVER_FIRST = b"r=rOprNGfwEbeRWgbNEkqO%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0,s=W22ZaJ0SNY7soEsUEjb6gQ==,i=4096"
