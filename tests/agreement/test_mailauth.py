@@ -15,6 +15,7 @@ from tests.agreement import generate, mailauth
 from tests.agreement.case import Case
 from tests.agreement.document import Difference, stale, unexplained
 from tests.agreement.finding import METHODS, Finding, Judge
+from tests.support.unavailable import Unavailable
 
 _RECEIVER = "mx.example.test"
 _SEED = 9989
@@ -32,7 +33,7 @@ def judged() -> list[Judged]:
     """Every message with what both find."""
     try:
         folder = mailauth.install()
-    except mailauth.Unavailable as reason:
+    except Unavailable as reason:
         pytest.skip(f"mailauth can't be had: {reason}")
     cases = generate.cases(_SEED)
     judge = Judge(generate.zone(), _RECEIVER, time.time())

@@ -19,8 +19,8 @@ from mailgate.dns.zone import Zone
 from tests.agreement import generate
 from tests.agreement.document import Difference, stale, unexplained
 from tests.agreement.finding import Judge
-from tests.support.debian import Unavailable
 from tests.support.opendkim import OpenDkim
+from tests.support.unavailable import Unavailable
 
 _SEED = 6376
 _METHOD = "opendkim"

@@ -10,6 +10,7 @@ import contextlib
 import os
 import secrets
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,10 +22,10 @@ import pytest
 
 from mailgate.dns.answer import RecordType
 from mailgate.dns.zone import Zone
+from tests.interop.clients import Door, TlsKind
 from tests.support import postgres
 from tests.support.certificates import Authority
-from tests.support.command import Command, command_for
-from tests.support.debian import Unavailable
+from tests.support.command import Command
 from tests.support.exim import Exim
 from tests.support.gate import Gate, eventually, free_port
 from tests.support.name_server import NameServer
@@ -33,9 +34,12 @@ from tests.support.opensmtpd import OpenSmtpd
 from tests.support.peer import Peer, Situation
 from tests.support.postfix import Postfix
 from tests.support.signed import RSA_2048, RSA_2048_RECORD
+from tests.support.unavailable import Unavailable
 
 DOMAIN = "example.test"
 ALICE = f"alice@{DOMAIN}"
+BOB = f"bob@{DOMAIN}"
+PASSWORD = "correct horse battery staple"
 NOBODY = f"nobody@{DOMAIN}"
 PEERS: tuple[type[Peer], ...] = (Postfix, Exim, OpenSmtpd)
 
@@ -65,10 +69,12 @@ class World:
         self.authority = Authority(folder, datetime.now(UTC))
         self.dsn = postgres.fresh_database()
         stack.callback(postgres.drop_database, self.dsn)
+        self._tls_port, self._starttls_port = free_port(), free_port()
         self.gate = Gate(
             log=folder / "gate.log",
-            mailboxes=(ALICE,),
+            mailboxes=(ALICE, BOB),
             dsn=self.dsn,
+            certificate=self.authority.issue(DOMAIN, names=(f"mail.{DOMAIN}",)),
             settings=self._settings(),
         )
         stack.callback(self.gate.close)
@@ -79,6 +85,7 @@ class World:
         self.unavailable: dict[str, str] = {}
         self.peers: dict[str, Peer] = {}
         self.gate.start()
+        self._set_password(BOB)
         for number, kind in enumerate(PEERS, 1):
             try:
                 self.peers[kind.name] = stack.enter_context(self._peer(kind, f"{self.network}.{number}"))
@@ -94,7 +101,12 @@ class World:
     @property
     def command(self) -> Command:
         """The `mailgate` command on the gate's database."""
-        return command_for(self.dsn, self.folder)
+        return Command(self.gate.config_path, self.dsn)
+
+    def door(self, tls: TlsKind) -> Door:
+        """Where programs hand mail in: with TLS "implicit", with "starttls", or there with "none"."""
+        port = self._tls_port if tls == "implicit" else self._starttls_port
+        return Door(port=port, tls=tls, host=f"mail.{DOMAIN}", authorities=self.authority.certificate_file)
 
     def kept(self, marker: bytes) -> Kept:
         """The message whose content has these octets, once the gate has stored it for somebody."""
@@ -141,7 +153,22 @@ class World:
 [dns]
 servers = ["{self.dns.host}:{self.dns.port}"]
 spare_loopback = false
+[listener.submissions]
+role = "submission"
+port = {self._tls_port}
+addresses = ["127.0.0.1"]
+tls = "implicit"
+[listener.submission]
+role = "submission"
+port = {self._starttls_port}
+addresses = ["127.0.0.1"]
+[authentication]
+failures_per_network = 1000
 """
+
+    def _set_password(self, mailbox: str) -> None:
+        command, environment = self.command.in_process("mailbox", "set", "--password", mailbox)
+        subprocess.run(command, env=environment, input=PASSWORD.encode(), check=True, capture_output=True, timeout=60)
 
     def _peer(self, kind: type[Peer], address: str) -> Peer:
         domain = f"{kind.name}.test"

@@ -14,12 +14,10 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from tests.support.unavailable import Unavailable
+
 _KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 _FETCH_SECONDS = 120.0
-
-
-class Unavailable(Exception):
-    """It can't be had, or can't run, here. The text says why."""
 
 
 def unpacked(package: str, *, prefers_backports: bool = False) -> Path:

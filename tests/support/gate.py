@@ -25,6 +25,8 @@ from tests.support.postgres import crash
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from mailgate.certificate import CertificateFiles
+
 TREE = Path(__file__).parents[2]
 # What bin/twistd holds: the script itself may be missing where only the libraries are installed.
 _TWISTD = (sys.executable, "-c", "from twisted.scripts.twistd import run; run()")
@@ -60,11 +62,12 @@ class Gate:
         mailboxes: tuple[str, ...],
         dsn: str | None = None,
         wait_seconds: float = 5.0,
+        certificate: CertificateFiles | None = None,
         settings: str = "",
     ) -> None:
         """`log` is where it says what it does. `wait_seconds` is how long clients wait for a database that is away.
 
-        `settings` are more tables of the configuration, as TOML.
+        Without `certificate` it makes itself one. `settings` are more tables of the configuration, as TOML.
         """
         # Not pytest's own folder: as root, PostgreSQL runs as another user, who has to get there.
         self.folder = Path(tempfile.mkdtemp(prefix="mailgate-test-"))
@@ -77,6 +80,9 @@ class Gate:
         self._notices = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._notices.bind(str(self.folder / "notify"))
         self._notices.setblocking(False)
+        tls = "[tls]\nself_signed = true"
+        if certificate is not None:
+            tls = f'[[tls.certificate]]\ncertificate = "{certificate.certificate}"\nkey = "{certificate.key}"'
         database = "embedded = true" if dsn is None else f'dsn = "{dsn}"'
         self._config.write_text(
             f"""
@@ -85,8 +91,7 @@ data_folder = "{self.folder}"
 [database]
 {database}
 wait_seconds = {wait_seconds}
-[tls]
-self_signed = true
+{tls}
 [listener.smtp]
 role = "mx"
 port = {self.port}
@@ -104,6 +109,11 @@ mailboxes = [{", ".join(f'"{mailbox}"' for mailbox in mailboxes)}]
             return self._dsn
         assert self.postgres is not None
         return self.postgres.dsn
+
+    @property
+    def config_path(self) -> Path:
+        """Its configuration, for the command `mailgate`."""
+        return self._config
 
     @property
     def pid(self) -> int:

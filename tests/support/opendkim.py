@@ -14,7 +14,7 @@ import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
-from tests.support.debian import Unavailable
+from tests.support.unavailable import Unavailable
 
 
 class OpenDkim:

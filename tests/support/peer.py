@@ -23,8 +23,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from tests.support.debian import Unavailable
 from tests.support.gate import eventually
+from tests.support.unavailable import Unavailable
 
 if TYPE_CHECKING:
     from types import TracebackType

@@ -14,9 +14,9 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from tests.support.debian import Unavailable
 from tests.support.gate import eventually
 from tests.support.peer import FORWARDED, USERS, Peer, Situation
+from tests.support.unavailable import Unavailable
 
 _BUILT_IN = ("command_directory", "daemon_directory", "meta_directory", "shlib_directory", "mail_owner", "setgid_group")
 _MAIN = """\
