@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import os
 import smtplib
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from tests.integration.test_unix_listener import UnixSmtp
 from tests.support import postgres
-from tests.support.gate import Gate, free_port
+from tests.support.gate import TREE, Gate, free_port
 
 ALICE, BOB, CRON = "alice@example.test", "bob@example.test", "cron@example.test"
 
@@ -134,3 +137,122 @@ def test_a_user_without_an_account_has_to_authenticate(server: Server) -> None:
         finally:
             os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+# ---------------------------------------------------------------- the command that programs call sendmail
+
+
+@dataclass(frozen=True, slots=True)
+class Sendmail:
+    """`mailgate-sendmail` as a process of its own."""
+
+    settings: Path
+
+    def run(self, text: str, *arguments: str, name: str = "sendmail") -> tuple[int, str]:
+        """Exit status, and what it said."""
+        program = f"import sys; sys.argv[0] = {name!r}; from mailgate.cli.sendmail import main; main()"
+        done = subprocess.run(
+            [sys.executable, "-c", program, *arguments],
+            input=text.encode(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "PYTHONPATH": str(TREE), "MAILGATE_SENDMAIL": str(self.settings)},
+            timeout=60,
+            check=False,
+        )
+        return done.returncode, done.stdout.decode()
+
+
+@pytest.fixture
+def sendmail(server: Server, tmp_path: Path) -> Sendmail:
+    settings = tmp_path / "sendmail.toml"
+    settings.write_text(f'socket = "{server.socket_path}"\ndomain = "example.test"\n')
+    return Sendmail(settings)
+
+
+def test_mail_of_cron_arrives(server: Server, sendmail: Sendmail) -> None:
+    """As cron writes it: local parts alone, no Date, LF, -i and -t, and a dot in the text."""
+    text = 'From: "(Cron Daemon)" <cron>\nTo: alice\nSubject: Cron <root@host> run\n\nfirst\n.\nlast\n'
+    assert sendmail.run(text, "-i", "-FCronDaemon", "-odi", "-oem", "-fcron", "-t") == (0, "")
+    ((content, reverse_path),) = server.query(
+        "SELECT convert_from(content, 'UTF8'), reverse_path FROM message WHERE subject = 'Cron <root@host> run'"
+    )
+    assert reverse_path == CRON
+    assert isinstance(content, str)
+    assert content.endswith(
+        f'From: "(Cron Daemon)" <{CRON}>\r\nTo: {ALICE}\r\nSubject: Cron <root@host> run\r\n\r\nfirst\r\n.\r\nlast\r\n'
+    )
+
+
+def test_what_sendmail_is_asked_for_notices_is_queued(server: Server, sendmail: Sendmail) -> None:
+    """RFC 3461: NOTIFY, RET and ENVID."""
+    arguments = ("-f", "cron", "-N", "success,failure", "-R", "hdrs", "-V", "id-7", "x@elsewhere.example")
+    assert sendmail.run("Subject: notices\nFrom: cron\n\nx\n", *arguments) == (0, "")
+    ((notify, ret, envid),) = server.query(
+        "SELECT notify, ret, envid FROM queue q JOIN message m ON m.id = q.message_id WHERE m.subject = 'notices'"
+    )
+    assert (notify, ret, envid) == (["FAILURE", "SUCCESS"], "HDRS", "id-7")
+
+
+GOOD = f"From: {CRON}\nSubject: x\n\nx\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments", "status", "said"),
+    [
+        (GOOD, ("-f", "cron", "alice"), 0, ""),
+        (GOOD, ("-f", "", "alice"), 0, ""),
+        (GOOD, ("-f", "cron"), 64, "no recipients"),
+        (GOOD, ("-f", "cron", "-t"), 64, "the message names no recipients"),
+        (GOOD, ("-Z", "alice"), 64, "-Z"),
+        (GOOD, ("-bd",), 64, "-bd"),
+        (GOOD, ("-f", "cron", "two words"), 65, "is no address"),
+        ("To: two words\n\n", ("-t",), 65, "is no address"),
+        ("From: cron, \nFrom: cron\n\n", ("-f", "cron", "alice"), 65, "550 5.6.0"),
+        (GOOD, ("-f", "cron", "nobody"), 67, "nobody@example.test: 550 5.1.1"),
+        (GOOD, ("-f", "cron", "alice", "nobody"), 67, "nobody@example.test: 550 5.1.1"),
+        (GOOD, ("-f", "alice", "bob"), 77, "550 5.7.1 MAIL FROM names alice@example.test"),
+        (f"From: {ALICE}\n\n", ("-f", "cron", "bob"), 77, "550 5.7.1 From names alice@example.test"),
+        ("", ("-q30m",), 0, ""),
+        ("", ("-bi",), 0, ""),
+        ("", ("-bp",), 64, "mailgate queue list"),
+    ],
+)
+def test_the_exit_status_says_what_to_do(
+    sendmail: Sendmail, text: str, arguments: tuple[str, ...], status: int, said: str
+) -> None:
+    """sysexits.h."""
+    code, output = sendmail.run(text, *arguments)
+    assert code == status, output
+    assert said in output
+
+
+def test_a_server_that_is_not_there_is_tried_again_later(tmp_path: Path) -> None:
+    """EX_TEMPFAIL; settings that are wrong are EX_CONFIG."""
+    settings = tmp_path / "sendmail.toml"
+    settings.write_text(f'socket = "{tmp_path}/none"\ndomain = "example.test"\n')
+    code, output = Sendmail(settings).run(GOOD, "alice")
+    assert (code, "No such file or directory" in output) == (75, True)
+    settings.write_text("sockets = 1\n")
+    assert Sendmail(settings).run(GOOD, "alice")[0] == 78
+
+
+def test_programs_may_speak_smtp_to_it(sendmail: Sendmail) -> None:
+    """sendmail -bs: the dialogue on standard input and output."""
+    code, output = sendmail.run("EHLO host.example.test\r\nQUIT\r\n", "-bs")
+    assert code == 0
+    assert output.startswith("220 mail.example.test")
+    assert "221 2.0.0" in output
+
+
+def test_sendmail_starts_without_twisted() -> None:
+    """It is started for each mail of cron."""
+    program = (
+        "import sys, mailgate.cli.sendmail, mailgate.submission.handing_in, mailgate.submission.program_mail,"
+        " mailgate.submission.client_settings; print(sorted({'twisted', 'OpenSSL', 'psycopg2', 'click', 'ssl'}"
+        " & {name.partition('.')[0] for name in sys.modules}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, env={**os.environ, "PYTHONPATH": str(TREE)}, check=True
+    )
+    assert done.stdout == b"[]\n"
