@@ -35,7 +35,7 @@ from mailgate.dns.zone import Zone
 
 HOST = "127.0.0.1"
 _START_SECONDS = 20.0
-_START = """\
+ZONE_START = """\
 $ORIGIN {origin}.
 $TTL 300
 @ SOA ns hostmaster 1 3600 900 86400 {minimum}
@@ -58,7 +58,7 @@ def nsd(zones: Mapping[str, str], *, minimum_seconds: int = 60) -> Iterator[int]
     folder = Path(tempfile.mkdtemp(prefix="mailgate-nsd-"))
     try:
         for attempt in range(5):
-            port = _free_port()
+            port = free_port()
             process = _start_nsd(program, folder, port, zones, minimum_seconds)
             try:
                 if _answers(process, port, next(iter(zones))):
@@ -100,7 +100,7 @@ def _start_nsd(
     ]
     for number, (origin, text) in enumerate(zones.items()):
         path = folder / f"{number}.zone"
-        path.write_text(f"{_START.format(origin=origin, minimum=minimum_seconds)}{text}\n", "utf-8")
+        path.write_text(f"{ZONE_START.format(origin=origin, minimum=minimum_seconds)}{text}\n", "utf-8")
         lines += ["zone:", f'  name: "{origin}"', f'  zonefile: "{path}"']
     (folder / "nsd.conf").write_text("\n".join([*lines, ""]), "utf-8")
     with (folder / "log").open("wb") as log:
@@ -122,7 +122,7 @@ def _answers(process: subprocess.Popen[bytes], port: int, origin: str) -> bool:
     return False
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """A port that nobody has now, for UDP and TCP."""
     while True:
         with (
