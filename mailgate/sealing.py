@@ -91,19 +91,26 @@ def find_master_key(file: Path | None, environ: Mapping[str, str], *, made_in: P
 
 
 def read_master_key(path: Path) -> MasterKey:
-    """The key in that file: 64 hexadecimal digits, or 32 octets in base64. @raises UnusableKey: it holds none."""
+    """The key in that file: 64 hexadecimal digits, 32 octets, or those in base64. @raises UnusableKey: it holds none.
+
+    32 octets that anybody could type are a pass phrase, and no key.
+    """
     try:
         with path.open("rb") as file:
             mode = os.fstat(file.fileno()).st_mode
-            text = file.read(_MAX_FILE_OCTETS).strip()
+            content = file.read(_MAX_FILE_OCTETS)
     except OSError as error:
         raise UnusableKey(f"{path}: the master key can't be read: {error.strerror}") from error
     if mode & 0o007:
         raise UnusableKey(f"{path}: everybody may read this master key; `chmod 600 {path}` ends that")
-    try:
-        octets = bytes.fromhex(text.decode()) if _HEXADECIMAL.fullmatch(text) else base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
-        octets = b""
+    octets = content
+    if content.isascii():
+        text = content.strip()
+        try:
+            is_hexadecimal = _HEXADECIMAL.fullmatch(text) is not None
+            octets = bytes.fromhex(text.decode()) if is_hexadecimal else base64.b64decode(text, validate=True)
+        except (binascii.Error, ValueError):
+            octets = b""
     if len(octets) != _KEY_OCTETS:
         raise UnusableKey(f"{path}: it holds no master key, which `openssl rand -hex 32` would make")
     return MasterKey(octets, str(path))
