@@ -232,7 +232,8 @@ class SentReportTests(WritingTestCase):
         ):
             self.query(
                 "INSERT INTO tls_result (day, digest, policy_domain, policy_type, policy, mx_host, sessions,"
-                " result_type, sending_address, receiving_address, reason) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
+                " result_type, sending_address, receiving_address, reason)"
+                " VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
                 (told_day, sessions.to_bytes(32, "big"), domain, kind, text, f"mx.{domain}", sessions, *found),
             )
         zone = '_smtp._tls.example.org. TXT "v=TLSRPTv1; rua=mailto:t@example.org,https://example.org/r"'

@@ -16,15 +16,15 @@ class SuppressionTests(WritingTestCase):
         self.now = 1_795_000_000.0
         return SuppressionStore(await self.settled(), days=14, threshold=3, time=lambda: self.now)
 
-    async def fail(self, store: SuppressionStore, times: int, address: str = "bob@example.net") -> None:
+    async def note(self, store: SuppressionStore, times: int, address: str = "bob@example.net") -> None:
         for _ in range(times):
             await store.failed([(address, NO_SUCH_USER)])
 
     async def test_the_third_failure_suppresses_for_the_days_of_config(self) -> None:
         store = await self.store()
-        await self.fail(store, 2)
+        await self.note(store, 2)
         assert await store.find("bob@example.net") is None
-        await self.fail(store, 1)
+        await self.note(store, 1)
         found = await store.find("bob@Example.NET")
         assert found is not None
         assert found.until == self.now + 14 * DAY
@@ -36,22 +36,22 @@ class SuppressionTests(WritingTestCase):
 
     async def test_a_delivery_forgets_what_was_counted(self) -> None:
         store = await self.store()
-        await self.fail(store, 2)
+        await self.note(store, 2)
         await store.delivered(["BOB@example.net", "bob@EXAMPLE.net"])
-        await self.fail(store, 2)
+        await self.note(store, 2)
         assert await store.find("bob@example.net") is None
 
     async def test_failures_far_apart_do_not_add_up(self) -> None:
         store = await self.store()
         for _ in range(5):
-            await self.fail(store, 1)
+            await self.note(store, 1)
             self.now += 15 * DAY
         assert await store.find("bob@example.net") is None
 
     async def test_what_is_long_past_is_removed(self) -> None:
         store = await self.store()
-        await self.fail(store, 3)
-        await self.fail(store, 1, "carol@example.net")
+        await self.note(store, 3)
+        await self.note(store, 1, "carol@example.net")
         self.now += 13 * DAY
         await store.forget()
         assert self.count("suppression") == 2
@@ -61,7 +61,7 @@ class SuppressionTests(WritingTestCase):
 
     async def test_addresses_with_quotes_are_addresses(self) -> None:
         store = await self.store()
-        await self.fail(store, 3, '"o\'brien\\\\ {x}"@example.net')
+        await self.note(store, 3, '"o\'brien\\\\ {x}"@example.net')
         assert await store.find('"o\'brien\\\\ {x}"@example.net') is not None
 
     async def test_only_what_the_other_host_says_of_the_address_counts(self) -> None:
