@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from mailgate.outbound.dane import is_usable
-from mailgate.outbound.mta_sts import Mode, Policy, allows
+from mailgate.outbound.mta_sts import Mode, NotKnown, Policy, allows
 from mailgate.outbound.mx import Found
 from mailgate.outbound.plan import Host, PublishedPolicy, TlsDemand, TlsLevel
 from mailgate.outbound.transport import TlsRule
@@ -33,7 +33,7 @@ class Asked:
     has_authenticated_hosts: bool = False  # the MX answer is authenticated, or none was needed
     rule: TlsRule | None = None
     least: TlsLevel = TlsLevel.OPPORTUNISTIC  # where nobody says anything
-    policy: Policy | None = None  # MTA-STS
+    policy: Policy | NotKnown | None = None  # MTA-STS
     requires_tls: bool = False
     tls_is_optional: bool = False
 
@@ -55,10 +55,9 @@ def _demand(found: Found, asked: Asked) -> tuple[TlsDemand, Reply | None]:
             by_dane, trouble = _of_dane(found, asked)
             if trouble is not None or by_dane.level is TlsLevel.DANE or asked.least not in _PROVING:
                 return by_dane, trouble
-        if asked.policy is not None and (
-            asked.policy.mode is Mode.ENFORCE or (asked.policy.mode is Mode.TESTING and nobody)
-        ):
-            return _of_mta_sts(asked.policy, found, asked)
+        policy = asked.policy
+        if isinstance(policy, Policy) and (policy.mode is Mode.ENFORCE or (policy.mode is Mode.TESTING and nobody)):
+            return _of_mta_sts(policy, found, asked)
     if not nobody:
         return _of_rule(TlsRule(asked.least), found, asked)
     source = "tls-required-no" if asked.tls_is_optional else "default"
@@ -119,12 +118,13 @@ def _required(found: Found, asked: Asked, demand: TlsDemand) -> tuple[TlsDemand,
     """RFC 8689 section 4.2.1: the host's name and then its certificate have to be authentic."""
     if demand.level is TlsLevel.DANE:
         return demand, None
-    is_allowed = asked.policy is not None and asked.policy.mode is not Mode.NONE and allows(asked.policy, found.name)
+    policy = asked.policy
+    is_allowed = isinstance(policy, Policy) and policy.mode is not Mode.NONE and allows(policy, found.name)
     is_named = asked.rule is not None and asked.rule.level is TlsLevel.VERIFY
     if not (asked.has_authenticated_hosts or is_allowed or is_named or found.name == asked.domain):
         text = (
             f"The message demands TLS all the way, and nothing proves that {found.name} takes mail for {asked.domain}"
         )
-        return demand, reply(550, "5.7.10", text)
+        return demand, reply(451, "4.7.10", text) if isinstance(policy, NotKnown) else reply(550, "5.7.10", text)
     names = demand.names or (found.name,)
     return replace(demand, level=TlsLevel.VERIFY, source="requiretls", names=names, is_testing=False), None

@@ -54,6 +54,15 @@ class Policy:
         return tuple(line.strip() for line in self.text.splitlines() if line.strip())
 
 
+class NotKnown(Enum):
+    """Whether a domain has a policy could not be found out. Mail goes all the same, unless it must be proved right."""
+
+    NOT_KNOWN = "not known"
+
+
+NOT_KNOWN: Final = NotKnown.NOT_KNOWN
+
+
 class InvalidPolicy(ValueError):
     """What was fetched is no policy; the message says why."""
 

@@ -38,9 +38,17 @@ from twisted.web.iweb import IAgentEndpointFactory, IResponse
 from zope.interface import implementer
 
 from mailgate.certificate import UnusableFile, read_chain
-from mailgate.dns.answer import Answer, RecordType
+from mailgate.dns.answer import Answer, Outcome, RecordType
 from mailgate.dns.settle import Resolver, settle
-from mailgate.outbound.mta_sts import MAX_POLICY_OCTETS, InvalidPolicy, Policy, policy_id, read_policy
+from mailgate.outbound.mta_sts import (
+    MAX_POLICY_OCTETS,
+    NOT_KNOWN,
+    InvalidPolicy,
+    NotKnown,
+    Policy,
+    policy_id,
+    read_policy,
+)
 from mailgate.outbound.mx import Survey
 from mailgate.storage.errors import StorageUnavailable
 
@@ -93,6 +101,7 @@ class _Known:
     """What a domain's policy was found to be, and until when nobody asks again."""
 
     kept: KeptPolicy | None
+    is_certain: bool
     until: float
 
 
@@ -117,9 +126,9 @@ class MtaStsPolicies:
         self._is_stopped = False
         self._known: OrderedDict[str, _Known] = OrderedDict()
         self._flights: dict[str, Deferred[None]] = {}
-        self._waiting: dict[str, list[Deferred[Policy | None]]] = {}
+        self._waiting: dict[str, list[Deferred[Policy | NotKnown | None]]] = {}
 
-    def policy(self, domain: str) -> Policy | Deferred[Policy | None] | None:
+    def policy(self, domain: str) -> Policy | NotKnown | Deferred[Policy | NotKnown | None] | None:
         """The policy that holds for the domain, in A-form; at once where that was found out a short while ago.
 
         The Deferred does not fail; who cancels it only stops waiting.
@@ -127,8 +136,8 @@ class MtaStsPolicies:
         known = self._known.get(domain)
         if known is not None and self._time() < known.until:
             self._known.move_to_end(domain)
-            return self._in_force(known.kept)
-        waiter: Deferred[Policy | None] = Deferred(lambda waiter: self._waiting[domain].remove(waiter))
+            return self._in_force(known)
+        waiter: Deferred[Policy | NotKnown | None] = Deferred(lambda waiter: self._waiting[domain].remove(waiter))
         self._waiting.setdefault(domain, []).append(waiter)
         if domain not in self._flights:
             flight = Deferred.fromCoroutine(self._find_out(domain))
@@ -144,22 +153,24 @@ class MtaStsPolicies:
             flight.cancel()
 
     async def _find_out(self, domain: str) -> None:
-        kept = None
+        found = _Known(None, False, 0.0)
         try:
-            kept = await self._present(domain)
+            found.kept, found.is_certain = await self._present(domain)
         finally:
             self._flights.pop(domain, None)
             now = self._time()
-            until = now + _REMEMBERED_SECONDS
-            self._known[domain] = _Known(kept, until if kept is None else max(now, min(until, kept.expires_at)))
+            found.until = now + _REMEMBERED_SECONDS
+            if found.kept is not None:
+                found.until = max(now, min(found.until, found.kept.expires_at))
+            self._known[domain] = found
             self._known.move_to_end(domain)
             while len(self._known) > _MAX_REMEMBERED:
                 self._known.popitem(last=False)
             for waiter in self._waiting.pop(domain, ()):
-                waiter.callback(self._in_force(kept))
+                waiter.callback(self._in_force(found))
 
-    async def _present(self, domain: str) -> KeptPolicy | None:
-        """What is kept already, or what its record leads to."""
+    async def _present(self, domain: str) -> tuple[KeptPolicy | None, bool]:
+        """What is kept already, or what its record leads to; and whether that is for certain."""
         kept = await self._kept(domain)
         answer = self._resolver.lookup(f"_mta-sts.{domain}", RecordType.TXT)
         if not isinstance(answer, Answer):
@@ -171,20 +182,20 @@ class MtaStsPolicies:
             and kept.policy_id == identifier
             and kept.fetched_at <= now < min(kept.expires_at, kept.fetched_at + _REFRESHED_SECONDS)
         ):
-            return kept
+            return kept, answer.outcome is not Outcome.FAILURE
         try:
             policy = self._read(await self._fetch(domain))
         except PolicyUnavailable as error:
             _log.info("no MTA-STS policy from {domain}: {reason}", domain=domain, reason=str(error))
             if not self._is_stopped:
                 self._failed(domain, error.result, str(error))
-            return kept
+            return kept, False
         fresh = KeptPolicy(policy, identifier, now)
         try:
             await self._store.put(domain, fresh)
         except StorageUnavailable as error:
             _log.info("the MTA-STS policy of {domain} is not kept: {reason}", domain=domain, reason=str(error))
-        return fresh
+        return fresh, True
 
     async def _kept(self, domain: str) -> KeptPolicy | None:
         try:
@@ -200,8 +211,11 @@ class MtaStsPolicies:
         except InvalidPolicy as error:
             raise PolicyUnavailable("sts-policy-invalid", f"what was fetched is no policy: {error}") from error
 
-    def _in_force(self, kept: KeptPolicy | None) -> Policy | None:
-        return kept.policy if kept is not None and self._time() < kept.expires_at else None
+    def _in_force(self, known: _Known) -> Policy | NotKnown | None:
+        kept = known.kept
+        if kept is not None and self._time() < kept.expires_at:
+            return kept.policy
+        return None if known.is_certain else NOT_KNOWN
 
     def _broke(self, failure: Failure, domain: str) -> None:
         if not failure.check(CancelledError):

@@ -23,7 +23,7 @@ from mailgate.dns.answer import Answer, Answers, RecordType
 from mailgate.dns.settle import Resolver, settle
 from mailgate.dns.wire import ImpossibleName, normal_name
 from mailgate.outbound.demand import UNMET_POLICY, Asked, host_of
-from mailgate.outbound.mta_sts import Policy
+from mailgate.outbound.mta_sts import NotKnown, Policy
 from mailgate.outbound.mx import AddressOrder, Exchanges, Found, Survey, exchanges, is_public, loop
 from mailgate.outbound.plan import Host, NoRoute, Route, TlsDemand, TlsLevel
 from mailgate.outbound.tls_report import TlsCounts
@@ -36,8 +36,8 @@ _T = TypeVar("_T")
 class Policies(Protocol):
     """Where MTA-STS policies come from: `mailgate.outbound.mta_sts_fetch`, or a table."""
 
-    def policy(self, domain: str) -> Policy | Deferred[Policy | None] | None:
-        """The policy that holds for the domain now, or None. It raises nothing."""
+    def policy(self, domain: str) -> Policy | NotKnown | Deferred[Policy | NotKnown | None] | None:
+        """The policy that holds for the domain now; None where there is none. It raises nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +73,10 @@ class Router:
         self._policies = policies
         self._counts = counts
         self._random = random if random is not None else SystemRandom()
+
+    def use(self, settings: RouterSettings) -> None:
+        """Find routes by these settings from now on."""
+        self._settings = settings
 
     async def route(self, domain: str, *, requires_tls: bool = False, tls_is_optional: bool = False) -> Route | NoRoute:
         """Where mail of that domain, in any form, goes.

@@ -358,11 +358,12 @@ WHERE EXISTS (SELECT FROM mailgate.domain d
               WHERE %(domain)s = d.name OR right(%(domain)s, length(d.name) + 1) = '.' || d.name)
 ON CONFLICT DO NOTHING;
 
--- forget_reports: remove reports, and what was counted for ours, from before a time.
+-- forget_reports: remove reports, and what was counted for ours, from before a time; and policies that hold no more.
 DELETE FROM mailgate.dmarc_report WHERE ends_at < to_timestamp(%(before)s);
 DELETE FROM mailgate.tls_report WHERE ends_at < to_timestamp(%(before)s);
 DELETE FROM mailgate.report_sent WHERE day < to_timestamp(%(before)s)::date;
 DELETE FROM mailgate.tls_result WHERE day < to_timestamp(%(now)s)::date - 8;
+DELETE FROM mailgate.mta_sts_policy WHERE expires_at < to_timestamp(%(now)s) - interval '1 day';
 
 -- note_failure: count that an address failed for good, and suppress it where that is often enough.
 INSERT INTO mailgate.suppression (address, failures, last_reply, last_failed_at)

@@ -19,7 +19,7 @@ from mailgate.certificate import CertificateFiles
 from mailgate.dns.answer import RecordType
 from mailgate.dns.zone import Zone
 from mailgate.outbound import mta_sts_fetch
-from mailgate.outbound.mta_sts import MAX_POLICY_OCTETS, Mode, Policy
+from mailgate.outbound.mta_sts import MAX_POLICY_OCTETS, NOT_KNOWN, Mode, NotKnown, Policy
 from mailgate.outbound.mta_sts_fetch import MtaStsPolicies, PolicyHost, PolicyUnavailable
 from mailgate.outbound.mx import Survey
 from mailgate.outbound.plan import PublishedPolicy
@@ -226,15 +226,19 @@ class KeptPolicyTests(WritingTestCase):
             failed=lambda domain, result, reason: self.failures.append((domain, result)),
         )
 
-    async def policy(self, policies: MtaStsPolicies) -> Policy | None:
+    async def policy(self, policies: MtaStsPolicies) -> Policy | NotKnown | None:
         found = policies.policy("example.test")
         return await found if isinstance(found, Deferred) else found
+
+    async def mode(self, policies: MtaStsPolicies) -> Mode | None:
+        found = await self.policy(policies)
+        return found.mode if isinstance(found, Policy) else None
 
     async def test_a_policy_is_fetched_once_and_known_to_all_nodes(self) -> None:
         """RFC 8461 section 5.1: it holds for max_age."""
         first, second = await self.policies(), await self.policies()
         found = await self.policy(first)
-        assert found is not None
+        assert isinstance(found, Policy)
         assert found.mode is Mode.ENFORCE
         assert first.policy("example.test") == found
         assert await self.policy(second) == found
@@ -262,9 +266,9 @@ class KeptPolicyTests(WritingTestCase):
         self.set_id("2")
         self.octets = POLICY.replace(b"enforce", b"testing")
         self.now += 100
-        assert (await self.policy(policies)).mode is Mode.ENFORCE  # type: ignore[union-attr]  # it would raise
+        assert await self.mode(policies) is Mode.ENFORCE
         self.now += 300
-        assert (await self.policy(policies)).mode is Mode.TESTING  # type: ignore[union-attr]
+        assert await self.mode(policies) is Mode.TESTING
         assert self.fetched == 2
 
     async def test_a_policy_outlives_record_and_host_until_its_time_is_over(self) -> None:
@@ -275,17 +279,19 @@ class KeptPolicyTests(WritingTestCase):
             self.set_id(identifier)
             self.octets = None
             self.now += 2 * 86_400
-            assert await self.policy(policies) is not None
-            assert await self.policy(await self.policies()) is not None
+            assert await self.mode(policies) is Mode.ENFORCE
+            assert await self.mode(await self.policies()) is Mode.ENFORCE
         self.now += 86_400
-        assert await self.policy(policies) is None
+        assert await self.policy(policies) is NOT_KNOWN
+        assert await self.policy(await self.policies()) is NOT_KNOWN
+        self.set_id("")
         assert await self.policy(await self.policies()) is None
 
     async def test_a_policy_is_fetched_again_before_it_runs_out(self) -> None:
         """Once a day, though its id is the same."""
         policies = await self.policies()
         for _ in range(30):
-            assert await self.policy(policies) is not None
+            assert await self.mode(policies) is Mode.ENFORCE
             self.now += 43_200
         assert self.fetched == 15
 
@@ -295,20 +301,22 @@ class KeptPolicyTests(WritingTestCase):
         self.octets = None
         for seconds in (0, 100, 199):
             self.now += seconds
-            assert await self.policy(policies) is None
+            assert await self.policy(policies) is NOT_KNOWN
         assert (self.fetched, self.failures) == (1, [("example.test", "sts-policy-fetch-error")])
         self.now += 2
         self.octets = b"<html>"
-        assert await self.policy(policies) is None
+        assert await self.policy(policies) is NOT_KNOWN
         assert self.failures[1:] == [("example.test", "sts-policy-invalid")]
         self.now += 301
         self.octets = POLICY
-        assert await self.policy(policies) is not None
+        assert await self.mode(policies) is Mode.ENFORCE
 
     async def test_a_domain_without_a_record_has_no_policy_and_is_not_asked(self) -> None:
         """RFC 8461 section 3.1."""
         self.set_id("")
         assert await self.policy(await self.policies()) is None
+        self.zone.fail("_mta-sts.example.test")
+        assert await self.policy(await self.policies()) is NOT_KNOWN
         assert self.fetched == 0
 
     async def test_without_the_database_policies_are_fetched_all_the_same(self) -> None:
@@ -317,7 +325,7 @@ class KeptPolicyTests(WritingTestCase):
         postgres.drop_database(self.dsn)
         with mock.patch("mailgate.storage.pool.PATIENCE_SECONDS", 0.1):
             found = await self.policy(policies)
-            assert found is not None
+            assert isinstance(found, Policy)
             self.set_id("")
             self.now += 301
             assert await self.policy(policies) == found

@@ -10,7 +10,7 @@ import pytest
 
 from mailgate.dns.answer import RecordType
 from mailgate.dns.zone import Zone
-from mailgate.outbound.mta_sts import Policy, read_policy
+from mailgate.outbound.mta_sts import NOT_KNOWN, NotKnown, Policy, read_policy
 from mailgate.outbound.plan import Host, NoRoute, Route, TlsLevel
 from mailgate.outbound.route import Router, RouterSettings
 from mailgate.outbound.tls_report import TlsCounts, TlsResult
@@ -41,10 +41,10 @@ def policy(mode: str, *mx: str) -> Policy:
 class Table:
     """Policies by domain."""
 
-    def __init__(self, policies: dict[str, Policy]) -> None:
+    def __init__(self, policies: dict[str, Policy | NotKnown]) -> None:
         self._policies = policies
 
-    def policy(self, domain: str) -> Policy | None:
+    def policy(self, domain: str) -> Policy | NotKnown | None:
         return self._policies.get(domain)
 
 
@@ -53,7 +53,7 @@ def routed(
     *,
     settings: RouterSettings = SETTINGS,
     is_authenticated: bool = False,
-    sts: Policy | None = None,
+    sts: Policy | NotKnown | None = None,
     change: Callable[[Zone], None] | None = None,
     requires_tls: bool = False,
     tls_is_optional: bool = False,
@@ -249,6 +249,14 @@ def test_requiretls_needs_a_proved_host() -> None:
         first, second = hosts(found)
         assert (first.tls.level, first.tls.source, first.tls.is_testing) == (TlsLevel.VERIFY, "requiretls", False)
         assert second.trouble is not None
+
+
+def test_a_policy_that_can_not_be_had_now_bounces_nothing() -> None:
+    """It may be the proof; other mail goes meanwhile."""
+    found = routed(requires_tls=True, sts=NOT_KNOWN)
+    assert isinstance(found, NoRoute)
+    assert (found.reply.code, found.reply.enhanced) == (451, "4.7.10")
+    assert demands(routed(sts=NOT_KNOWN)) == [("opportunistic", "default")] * 2
 
 
 def test_requiretls_needs_no_proof_of_a_domain_that_is_its_own_host() -> None:
