@@ -33,7 +33,8 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from mailgate.outbound.plan import Endpoint, TlsUsed, Trouble
-from mailgate.smtp.client import Awaited, ClientSession, Phase
+from mailgate.smtp.client import ClientSession
+from mailgate.smtp.client_state import Awaited, Phase
 from mailgate.tls import reason as openssl_reason
 
 if TYPE_CHECKING:

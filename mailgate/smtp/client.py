@@ -16,28 +16,25 @@ With PIPELINING, MAIL, RCPT and DATA go in one write, and so do the content of a
 DATA of the next: one round trip a message. Whatever a transaction came to, the next one finds the host in a state that
 is known, if need be by RSET.
 
-Not here: which host is spoken to, whether its TLS is good enough, what is done about an outcome.
+Not here: how a session is opened (`mailgate.smtp.client_opening`), what replies come to for each recipient
+(`mailgate.smtp.client_transaction`), which host is spoken to, whether its TLS is good enough.
 
-Standards: RFC 5321 sections 3, 4.1, 4.2, 4.3; RFC 2033 (LMTP), 2920 (PIPELINING), 3030 (CHUNKING), 3207 (STARTTLS),
-4954 (AUTH), 9422 (LIMITS); `mailgate.smtp.client_command` has those of the parameters.
+Standards: RFC 5321 sections 3.3, 4.1, 4.2 and 4.3; RFC 2033 (LMTP), 2920 (PIPELINING), 3030 (CHUNKING), 9422 (LIMITS);
+`mailgate.smtp.client_command` has those of the parameters.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
-import os
 from collections import deque
 from collections.abc import Callable
-from enum import Enum
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, assert_never
 
-from mailgate.outbound.plan import Delivery, TlsDemand, TlsLevel, Trouble, TroubleKind
-from mailgate.sasl.client import ExchangeError, Mechanism, mechanisms
+from mailgate.outbound.plan import Delivery, Trouble, TroubleKind
 from mailgate.smtp.client_command import mail_command, rcpt_command, refusal_of
-from mailgate.smtp.client_extension import NO_EXTENSIONS, Extensions, parse_extensions
 from mailgate.smtp.client_framing import END_OF_DATA
+from mailgate.smtp.client_opening import Opening, Step
 from mailgate.smtp.client_reply import ReceivedReply, ReplyError, ReplyParser, Stage
+from mailgate.smtp.client_state import Awaited, Phase
 from mailgate.smtp.client_transaction import Sending, Transaction
 from mailgate.smtp.reply import Reply, reply
 
@@ -48,51 +45,19 @@ if TYPE_CHECKING:
         OutgoingContent,
         OutgoingMessage,
         OutgoingRecipient,
+        TlsDemand,
         TlsUsed,
     )
+    from mailgate.smtp.client_extension import Extensions
 
 # From this size on, content goes by BDAT where it is offered: a host that will not have it can say so at any chunk,
 # while DATA has to be heard out. Below, chunks save nothing: with DATA a message costs no more round trips.
 CHUNKED_FROM_OCTETS = 1024 * 1024
-MAX_COMMAND_OCTETS = 512  # RFC 5321 section 4.5.3.1.4
 
 UNREADABLE = reply(451, "4.3.0", "The message could not be read; it will be tried again")
 
 
-class Phase(Enum):
-    """How far a session has come."""
-
-    HANDSHAKE = "handshake"  # TLS is to be started
-    OPENING = "opening"
-    READY = "ready"
-    QUITTING = "quitting"
-    CLOSED = "closed"
-
-
 _DEAF = (Phase.HANDSHAKE, Phase.CLOSED)
-
-
-class Awaited(Enum):
-    """What the host owes us. The value is how it is called when it doesn't come."""
-
-    NOTHING = "nothing"
-    HANDSHAKE = "the TLS handshake"
-    GREETING = "the greeting"
-    EHLO = "the reply to EHLO"
-    HELO = "the reply to HELO"
-    STARTTLS = "the reply to STARTTLS"
-    AUTH = "the reply to AUTH"
-    RSET = "the reply to RSET"
-    MAIL = "the reply to MAIL"
-    RCPT = "the reply to RCPT"
-    DATA = "the reply to DATA"
-    CONTENT = "the message to be read"
-    CHUNK = "the reply to BDAT"
-    END = "the reply to the end of the message"
-    NO_END = "the reply to an end without a message"
-    QUIT = "the reply to QUIT"
-
-
 _STAGES = {Awaited.MAIL: Stage.MAIL, Awaited.RCPT: Stage.RCPT}
 
 
@@ -114,19 +79,19 @@ class ClientSession:
         """`time` gives seconds since the epoch. `is_local` says that the connection doesn't leave the machine."""
         self._endpoint = endpoint
         self._protocol = protocol
-        self._helo = helo
-        self._tls_demand = tls_demand
         self._time = time
-        self._credentials = credentials
-        self._needs_requiretls = needs_requiretls
-        self._is_local = is_local
+        self._opening = Opening(
+            protocol=protocol,
+            helo=helo,
+            tls_demand=tls_demand,
+            credentials=credentials,
+            needs_requiretls=needs_requiretls,
+            is_local=is_local,
+        )
         self._parser = ReplyParser()
         self._output: list[bytes] = []
         self._expected: deque[tuple[Awaited, Transaction | None]] = deque()
         self._unsent: deque[tuple[bytes, Awaited, Transaction]] = deque()  # commands, where there is no PIPELINING
-        self._mechanisms: list[Mechanism] = []  # of SASL, still to try; the first is being tried
-        self._initial: bytes | None = None  # a first response that the server has to ask for
-        self._exchange_error = ""  # why the exchange was cancelled
         self._waiting: deque[Sending] = deque()  # for their transaction to begin
         self._sendings: list[Sending] = []  # that have not ended
         self._open: Transaction | None = None  # whose end of data has not been sent
@@ -135,9 +100,6 @@ class ClientSession:
         self._is_quitting = False
         self._messages_left: int | None = None
         self._deliveries: list[tuple[object, Delivery]] = []
-        self.extensions: Extensions = NO_EXTENSIONS
-        self.tls: TlsUsed | None = None
-        self.tls_result = ""  # RFC 8460 section 4.3: why there is no TLS, where mail goes all the same
         self.trouble: Trouble | None = None
         self.is_broken_off = False  # by us, in the middle of a message: the host must not hear its end
         self.replies = 0  # received so far
@@ -148,6 +110,21 @@ class ClientSession:
             self._expected.append((Awaited.GREETING, None))
 
     # ------------------------------------------------------------ what the owner asks
+
+    @property
+    def extensions(self) -> Extensions:
+        """What the host offers."""
+        return self._opening.extensions
+
+    @property
+    def tls(self) -> TlsUsed | None:
+        """The TLS that there is."""
+        return self._opening.tls
+
+    @property
+    def tls_result(self) -> str:
+        """RFC 8460 section 4.3: why there is no TLS, where it was asked for and mail goes all the same."""
+        return self._opening.tls_result
 
     @property
     def has_pipelining(self) -> bool:
@@ -214,13 +191,8 @@ class ClientSession:
 
     def tls_started(self, tls: TlsUsed) -> None:
         """The handshake is done, and its result is good enough. What was said before it counts no more."""
-        self.tls = tls
         self.phase = Phase.OPENING
-        self.extensions = NO_EXTENSIONS
-        if self._tls_demand.is_implicit:
-            self._expected.append((Awaited.GREETING, None))
-        else:
-            self._say_hello()
+        self._step(self._opening.tls_started(tls))
 
     def send(self, message: OutgoingMessage, token: object = None) -> None:
         """Send a message. Where the session is not usable, it ends at once, without outcomes."""
@@ -389,141 +361,36 @@ class ClientSession:
 
     def _replied_outside(self, answer: ReceivedReply, awaited: Awaited) -> None:
         """A reply that belongs to no transaction."""
-        code = answer.code
-        if awaited is Awaited.AUTH:
-            self._replied_to_auth(answer)
-        elif awaited is Awaited.QUIT:
+        if awaited is Awaited.QUIT:
             self._close(None)
-        elif awaited is Awaited.RSET:
-            if code >= 400:
-                self._out_of_order(answer, awaited)
-            else:
-                self._send_next()
-        elif 300 <= code < 400:
+        elif awaited is not Awaited.RSET:
+            self._step(self._opening.replied(answer, is_followed=self._parser.has_more))
+        elif answer.code >= 300:
             self._out_of_order(answer, awaited)
-        elif awaited is Awaited.STARTTLS:
-            self._replied_to_starttls(answer)
-        elif awaited is Awaited.EHLO and code >= 500 and self._may_do_without_ehlo:
-            self._command(f"HELO {self._helo}", Awaited.HELO)
-        elif code >= 400:
-            self._refuse_us(answer)
-        elif awaited is Awaited.GREETING:
-            self._say_hello()
         else:
-            self.extensions = parse_extensions(answer) if awaited is Awaited.EHLO else NO_EXTENSIONS
-            self._said_hello()
+            self._send_next()
 
-    # ------------------------------------------------------------ until the session is ready
-
-    def _command(self, line: str, awaited: Awaited) -> None:
-        self._output.append(line.encode("ascii") + b"\r\n")
-        self._expected.append((awaited, None))
-
-    def _say_hello(self) -> None:
-        verb = "LHLO" if self._protocol == "lmtp" else "EHLO"
-        self._command(f"{verb} {self._helo}", Awaited.EHLO)
-
-    @property
-    def _insists_on_tls(self) -> bool:
-        return self._tls_demand.level not in (TlsLevel.NONE, TlsLevel.OPPORTUNISTIC)
-
-    @property
-    def _may_do_without_ehlo(self) -> bool:
-        """RFC 5321 section 3.2: HELO is for servers that refuse EHLO. What needs an extension gains nothing by it."""
-        needs_extension = (
-            self._credentials is not None or self._needs_requiretls or (self.tls is None and self._insists_on_tls)
-        )
-        return self._protocol == "smtp" and not needs_extension
-
-    def _said_hello(self) -> None:
-        extensions = self.extensions
-        if self.tls is None and self._tls_demand.level is not TlsLevel.NONE:
-            if extensions.starttls:
-                self._command("STARTTLS", Awaited.STARTTLS)
-                return
-            if not self._do_without_tls("The host does not offer STARTTLS"):
-                return
-        self._tls_settled()
-
-    def _replied_to_starttls(self, answer: ReceivedReply) -> None:
-        if answer.code >= 400:
-            if self._do_without_tls(f"The host refuses STARTTLS: {answer.text()}"):
-                self._tls_settled()
-        elif self._parser.has_more:
-            # RFC 3207 section 5: what came behind the reply was not protected, and whoever put it there means harm.
-            self._fail(TroubleKind.PROTOCOL, "There is input behind the reply to STARTTLS", "4.7.5")
-        else:
-            self.phase = Phase.HANDSHAKE
-
-    def _do_without_tls(self, why: str) -> bool:
-        if self._insists_on_tls:
-            self._fail(TroubleKind.TLS, why, "4.7.4", tls_result="starttls-not-supported", says_quit=True)
-            return False
-        self.tls_result = "starttls-not-supported"
-        return True
-
-    def _tls_settled(self) -> None:
-        if self._needs_requiretls and not self.extensions.requiretls:
-            # RFC 8689 section 4.2.1: another host of the route may offer it.
-            self._fail(TroubleKind.TLS, "The host does not offer REQUIRETLS (RFC 8689)", "5.7.30", says_quit=True)
-        elif self._credentials is None:
-            self._ready()
-        else:
-            self._mechanisms = mechanisms(
-                self.extensions.mechanisms,
-                self._credentials.username,
-                self._credentials.password,
-                lambda: base64.b64encode(os.urandom(18)),
-                is_private=self.tls is not None or self._is_local,
-            )
-            self._authenticate("The host offers no AUTH mechanism that may be used on this connection")
-
-    def _authenticate(self, why: str) -> None:
-        """Begin with the next mechanism, or give up for that reason."""
-        if not self._mechanisms:
-            self._fail(TroubleKind.GREETING, why, "4.7.0", says_quit=True)
-            return
-        mechanism = self._mechanisms[0]
-        line = f"AUTH {mechanism.name}"
-        initial = mechanism.initial()
-        if initial is not None:
-            # RFC 4954 section 4: an initial response that makes the command too long waits to be asked for.
-            whole = f"{line} {_base64(initial) or '='}"
-            if len(whole) + 2 <= MAX_COMMAND_OCTETS:
-                line, initial = whole, None
-        self._initial = initial
-        self._command(line, Awaited.AUTH)
-
-    def _replied_to_auth(self, answer: ReceivedReply) -> None:
-        mechanism = self._mechanisms[0]
-        if self._exchange_error or answer.code in (504, 534):
-            why = self._exchange_error or answer.text()
-            self._exchange_error = ""
-            self._mechanisms.pop(0)
-            self._authenticate(f"Authentication by {mechanism.name} failed: {why}")
-        elif 300 <= answer.code < 400:
-            try:
-                if self._initial is not None:
-                    response, self._initial = self._initial, None
-                else:
-                    response = mechanism.respond(_from_base64(answer.lines[0]))
-            except ExchangeError as error:
-                self._exchange_error = str(error)
-                self._command("*", Awaited.AUTH)
-            else:
-                self._command(_base64(response), Awaited.AUTH)
-        elif answer.code >= 400:
-            self._refuse_us(answer)
-        elif mechanism.is_complete:
-            self._mechanisms.clear()
-            self._ready()
-        else:
-            self._fail(TroubleKind.GREETING, "The host did not prove that it knows the password", "4.7.0")
-
-    def _ready(self) -> None:
-        self.phase = Phase.READY
-        self._messages_left = self.extensions.max_messages
-        self._go_on()
+    def _step(self, step: Step | None) -> None:
+        """Go on with the opening."""
+        match step:
+            case bytes():
+                self._output.append(step)
+                self._expected.append((self._opening.awaited, None))
+            case Phase.HANDSHAKE:
+                self.phase = Phase.HANDSHAKE
+            case Phase.READY:
+                self.phase = Phase.READY
+                self._messages_left = self.extensions.max_messages
+                self._go_on()
+            case Trouble():
+                self._close(step)
+                if step.kind is not TroubleKind.PROTOCOL:
+                    # RFC 5321 section 3.1: a server that refuses at the greeting waits for QUIT.
+                    self._output.append(b"QUIT\r\n")
+            case None:
+                self._expected.append((self._opening.awaited, None))
+            case _:
+                assert_never(step)
 
     # ------------------------------------------------------------ transactions
 
@@ -539,7 +406,8 @@ class ClientSession:
             self._begin(sending)
         if self._is_quitting and self.phase is Phase.READY and not self._sendings and not self._expected:
             self.phase = Phase.QUITTING
-            self._command("QUIT", Awaited.QUIT)
+            self._output.append(b"QUIT\r\n")
+            self._expected.append((Awaited.QUIT, None))
 
     def _begin(self, sending: Sending) -> None:
         extensions, message = self.extensions, sending.message
@@ -645,10 +513,6 @@ class ClientSession:
     def _out_of_order(self, answer: ReceivedReply, awaited: Awaited) -> None:
         self._fail(TroubleKind.PROTOCOL, f"The host sent this for {awaited.value}: {answer.text()}", "4.5.0")
 
-    def _refuse_us(self, answer: ReceivedReply) -> None:
-        # RFC 5321 section 3.1: a server that refuses at the greeting waits for QUIT.
-        self._fail(TroubleKind.GREETING, answer.text(), answer.status(Stage.SESSION), is_remote=True, says_quit=True)
-
     def _shut_down(self, answer: ReceivedReply, awaited: Awaited, transaction: Transaction | None) -> None:
         if self.phase is Phase.QUITTING:
             self._close(None)
@@ -662,18 +526,9 @@ class ClientSession:
         self._fail(TroubleKind.SHUTDOWN, answer.text(), answer.status(Stage.SESSION), is_remote=True)
 
     def _fail(
-        self,
-        kind: TroubleKind,
-        text: str,
-        status: str,
-        *,
-        is_remote: bool = False,
-        tls_result: str = "",
-        says_quit: bool = False,
+        self, kind: TroubleKind, text: str, status: str, *, is_remote: bool = False, tls_result: str = ""
     ) -> None:
         self._close(Trouble(kind, text, status, is_remote, tls_result))
-        if says_quit:
-            self._output.append(b"QUIT\r\n")
 
     def _close(self, trouble: Trouble | None) -> None:
         """Nothing more is sent or read; each message that has not ended does so with what is known."""
@@ -695,14 +550,3 @@ class ClientSession:
         self._wants_content = False
         for sending in tuple(self._sendings):
             self._finish(sending)
-
-
-def _base64(octets: bytes) -> str:
-    return base64.b64encode(octets).decode("ascii")
-
-
-def _from_base64(text: bytes) -> bytes:
-    try:
-        return base64.b64decode(text.strip(), validate=True)
-    except binascii.Error as error:
-        raise ExchangeError("the challenge is not base64") from error

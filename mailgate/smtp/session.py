@@ -388,9 +388,11 @@ class Session:
             self.view = replace(self.view, authenticated=account)
             self._go_on(replies.AUTHENTICATED)
 
-    def auth_refused(self, refusal: Reply) -> None:
-        """The credentials are wrong, or can't be checked: an answer to Authenticate."""
+    def auth_refused(self, refusal: Reply, account: str = "") -> None:
+        """The credentials are wrong, or can't be checked: an answer to Authenticate. `account` is whose they are."""
         if self.state is not State.CLOSED:
+            if account:
+                self._dialogue_add(b"C: (as " + account.encode("utf-8", "backslashreplace") + b")")
             self._go_on(refusal)
 
     def time_out(self, *, transaction: bool = False) -> None:

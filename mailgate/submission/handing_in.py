@@ -20,7 +20,8 @@ from mailgate.outbound.plan import (
     TlsLevel,
     TlsUsed,
 )
-from mailgate.smtp.client import ClientSession, Phase
+from mailgate.smtp.client import ClientSession
+from mailgate.smtp.client_state import Phase
 
 if TYPE_CHECKING:
     import ssl
@@ -112,13 +113,12 @@ def _converse(
     """The delivery of the message; None where the session came to nothing before."""
     is_sent = False
     ended: Delivery | None = None
-    while True:
+    while session.phase is not Phase.CLOSED:
         try:
-            connection.sendall(session.take_output())
-            if session.phase is Phase.CLOSED:
-                connection.close()
-                return ended
-            if session.phase is Phase.HANDSHAKE:
+            output = session.take_output()
+            if output:
+                connection.sendall(output)
+            elif session.phase is Phase.HANDSHAKE:
                 connection = _in_tls(session, connection, settings)
             elif session.is_usable and not is_sent:
                 is_sent = True
@@ -138,6 +138,8 @@ def _converse(
         for _token, delivery in session.take_deliveries():
             ended = delivery
             session.quit()
+    connection.close()
+    return ended
 
 
 def _connect(settings: ClientSettings) -> socket.socket:

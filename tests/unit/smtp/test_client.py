@@ -17,7 +17,8 @@ from mailgate.outbound.plan import (
     TlsUsed,
     TroubleKind,
 )
-from mailgate.smtp.client import CHUNKED_FROM_OCTETS, Awaited, ClientSession, Phase
+from mailgate.smtp.client import CHUNKED_FROM_OCTETS, ClientSession
+from mailgate.smtp.client_state import Awaited, Phase
 from tests.support.host import EXTENSIONS, Host
 from tests.support.outgoing import LINES, outgoing
 
