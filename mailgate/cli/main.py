@@ -17,6 +17,7 @@ from mailgate.cli import (
     ban,
     check,
     dkim,
+    dmarc,
     domain,
     domain_records,
     explain,
@@ -28,6 +29,8 @@ from mailgate.cli import (
     record,
     schema,
     show,
+    suppression,
+    tls_report,
 )
 from mailgate.cli.database import Invocation
 
@@ -90,6 +93,9 @@ for command in (
     record.sessions,
     record.refusals,
     lookup.lookup,
+    dmarc.dmarc,
+    tls_report.tls,
+    suppression.suppression,
 ):
     _allow_config_behind(command)
     main.add_command(command)

@@ -362,3 +362,91 @@ WHERE domain = %(domain)s AND selector = %(selector)s AND state = 'active';
 
 -- remove_dkim_key: a key that does not sign
 DELETE FROM dkim_key WHERE domain = %(domain)s AND selector = %(selector)s AND state <> 'active';
+
+-- dmarc_sources: which hosts sent as a domain and what is below it, by the reports that came
+WITH told AS (
+    SELECT r.source, r.messages, r.dkim = 'pass' AS dkim, r.spf = 'pass' AS spf, r.disposition, r.results,
+           d.organization, d.ends_at
+    FROM dmarc_report d JOIN dmarc_report_row r ON r.dmarc_report_id = d.id
+    WHERE (d.domain = %(domain)s OR right(d.domain, length(%(domain)s) + 1) = '.' || %(domain)s)
+      AND d.ends_at >= %(since)s
+      AND (%(shows_all)s OR d.authenticated_as IS NOT NULL)
+)
+SELECT host(t.source), sum(t.messages)::bigint,
+       coalesce(sum(t.messages) FILTER (WHERE t.dkim OR t.spf), 0)::bigint,
+       coalesce(sum(t.messages) FILTER (WHERE t.dkim), 0)::bigint,
+       coalesce(sum(t.messages) FILTER (WHERE t.spf), 0)::bigint,
+       coalesce(sum(t.messages) FILTER (WHERE t.disposition IN ('quarantine', 'reject')), 0)::bigint,
+       array_agg(DISTINCT t.organization),
+       coalesce(array_agg(DISTINCT a.domain) FILTER (WHERE a.domain IS NOT NULL), '{}'),
+       max(t.ends_at)
+FROM told t
+LEFT JOIN LATERAL (
+    -- One of them for each row, so that no row is counted twice.
+    SELECT e.value ->> 'domain' AS domain FROM jsonb_array_elements(t.results) AS e (value)
+    WHERE e.value ->> 'result' = 'pass' ORDER BY e.value ->> 'kind' LIMIT 1
+) AS a ON true
+GROUP BY t.source
+ORDER BY sum(t.messages) DESC, t.source;
+
+-- count_unproven_dmarc: how many reports about a domain nobody proved to have sent
+SELECT count(*) FROM dmarc_report
+WHERE (domain = %(domain)s OR right(domain, length(%(domain)s) + 1) = '.' || %(domain)s)
+  AND ends_at >= %(since)s AND authenticated_as IS NULL;
+
+-- list_reports_sent: the reports that we have made, the newest last
+SELECT kind, domain, day, report_id, recipients, made_at FROM report_sent
+WHERE kind = %(kind)s AND (%(domain)s IS NULL OR domain = %(domain)s) AND (%(day)s::date IS NULL OR day = %(day)s)
+ORDER BY made_at, domain;
+
+-- preview_dmarc_domains: whom the mail of a day was from, with the DMARC record that applied last
+SELECT g.domain, g.messages, g.passed,
+       (SELECT a.records FROM dns_answer a
+        WHERE a.digest IN (SELECT digest::bigint FROM jsonb_array_elements_text(g.answers) AS digest)
+          AND a.name = '_dmarc.' || g.domain AND a.type = 'TXT' LIMIT 1)
+FROM (
+    SELECT d.domain, sum(d.messages)::bigint AS messages,
+           coalesce(sum(d.messages) FILTER (WHERE d.disposition = 'pass'), 0)::bigint AS passed,
+           (array_agg(d.answers ORDER BY d.last_transaction_id DESC))[1] AS answers
+    FROM dmarc_groups(%(day)s, %(domain)s) AS d
+    GROUP BY d.domain
+) AS g
+ORDER BY g.messages DESC, g.domain;
+
+-- preview_dmarc_rows: what the DMARC report of a domain would say
+SELECT host(source), messages, disposition, aligned_dkim, aligned_spf, header_from, envelope_from, reasons, results
+FROM dmarc_groups(%(day)s, %(domain)s)
+ORDER BY messages DESC, source
+LIMIT %(at_most)s;
+
+-- preview_tls_results: what the TLS report of a domain would say
+SELECT policy_type, policy, mx_host, result_type, sending_address, receiving_address, sessions, reason
+FROM tls_result
+WHERE day = %(day)s AND policy_domain = %(domain)s
+ORDER BY policy_type, policy, sessions DESC, mx_host, result_type
+LIMIT %(at_most)s;
+
+-- list_tls_reports: the TLS reports about a domain and what is below it, the newest last
+SELECT organization, begins_at, ends_at, successes, failures, policies, authenticated_as
+FROM tls_report
+WHERE (domain = %(domain)s OR right(domain, length(%(domain)s) + 1) = '.' || %(domain)s)
+  AND ends_at >= %(since)s AND (%(shows_all)s OR authenticated_as IS NOT NULL)
+ORDER BY begins_at, organization;
+
+-- count_unproven_tls: how many TLS reports about a domain nobody proved to have sent
+SELECT count(*) FROM tls_report
+WHERE (domain = %(domain)s OR right(domain, length(%(domain)s) + 1) = '.' || %(domain)s)
+  AND ends_at >= %(since)s AND authenticated_as IS NULL;
+
+-- list_suppressions: the addresses elsewhere that are refused, or all that were counted
+SELECT address, failures, suppressed_until, last_failed_at, last_reply FROM suppression
+WHERE %(shows_all)s OR suppressed_until > now()
+ORDER BY address;
+
+-- add_suppression: refuse an address, whatever was counted
+INSERT INTO suppression (address, failures, suppressed_until, last_reply, last_failed_at)
+VALUES (%(address)s, 0, %(until)s, %(reason)s, now())
+ON CONFLICT (address) DO UPDATE SET suppressed_until = excluded.suppressed_until, last_reply = excluded.last_reply;
+
+-- remove_suppression: forget an address
+DELETE FROM suppression WHERE address = %(address)s;
