@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal
 
 from cryptography import x509
 
+from mailgate.accounts.plugin import checker_names
 from mailgate.binding import Place, place_of
 from mailgate.certificate import (
     CertificateFiles,
@@ -348,6 +349,7 @@ def load_config(path: Path, *, opens_files: bool = True, now: datetime | None = 
     if config is not None:
         _check_database(config, reader)
         _check_listeners(config, reader)
+        _check_authentication(config, reader)
         _check_tls(config, reader)
         _check_folders(config, reader)
         _check_limits(config, reader)
@@ -456,6 +458,13 @@ def _check_listener(listener: Listener, key: str, tls: Tls, reader: Reader) -> N
             reader.fault(f"{key}.client_certificate", "there is no TLS here", 'use "none", or tls = "starttls"')
         elif tls.client_ca is None and not reader.is_faulty("tls.client_ca"):
             reader.fault(f"{key}.client_certificate", "nothing says whom to trust", "add client_ca to [tls]")
+
+
+def _check_authentication(config: Config, reader: Reader) -> None:
+    checker, known = config.authentication.checker, checker_names()
+    if not reader.is_faulty("authentication.checker") and checker not in known:
+        problem = f"{checker!r} is no checker that is installed"
+        reader.fault("authentication.checker", problem, "use one of " + ", ".join(known))
 
 
 def _is_of_this_machine(listener: Listener) -> bool:

@@ -99,7 +99,8 @@ class IAuthenticator(Interface):
 
         @return: an object with `step(response)`, called with the client's decoded response (bytes; None where it sent
             no initial response). It returns, or a Deferred fires with, bytes (the next challenge), a str (the
-            authenticated account's name), or a `mailgate.smtp.reply.Reply` (refused).
+            authenticated account's name), or a `mailgate.smtp.reply.Reply` (refused). It may have `account`, the name
+            that the client has given, for the record.
         """
 
 

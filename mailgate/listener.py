@@ -392,11 +392,11 @@ class MailConnection(smtp.ESMTP):
         if isinstance(answer, bytes):
             session.auth_challenge(answer)
             return
-        self._exchange = None
+        exchange, self._exchange = self._exchange, None
         if isinstance(answer, str):
             session.authenticated(answer)
         elif isinstance(answer, Reply):
-            session.auth_refused(answer)
+            session.auth_refused(answer, getattr(exchange, "account", ""))
         else:
             self._log.error("an authenticator answered {answer!r}", answer=answer)
             session.auth_refused(_AUTH_UNAVAILABLE)

@@ -226,7 +226,7 @@ class Exchange:
         self._authenticator = authenticator
         self._exchange = exchange
         self._start: ScramStart | None = None
-        self._account = ""
+        self.account = ""  # as the client says, and in the end as it is
 
     def step(self, response: bytes | None) -> bytes | str | Reply | Deferred[bytes | str | Reply]:
         """Go on with the client's response: a challenge, the account's name, or a refusal."""
@@ -235,7 +235,7 @@ class Exchange:
             case sasl.Challenge(octets=octets):
                 return octets
             case sasl.Authenticated():
-                return self._account
+                return self.account
             case sasl.Failed(reason=sasl.Reason.MALFORMED):
                 self.log_failure(step.name, step.problem)
                 return MALFORMED
@@ -268,11 +268,12 @@ class Exchange:
         if isinstance(account, Reply):
             return account
         assert credentials.matched is not None  # noqa: S101  # what a checker of SCRAM promises
-        self._account = account
+        self.account = account
         return self._exchange.proved(credentials.matched).octets
 
     def log_failure(self, account: str, problem: str) -> None:
         """Say who has failed, and how; never with what."""
+        self.account = account
         _log.info(
             "authentication of {account!r} by {mechanism} from {client} failed in session {session}: {problem}",
             account=account,

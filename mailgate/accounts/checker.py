@@ -20,6 +20,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from zope.interface import implementer
 
+from mailgate.accounts.hashing import Overloaded, PasswordThreads
 from mailgate.accounts.passwords import credential_for, hasher, salt_of
 from mailgate.envelope import Address
 from mailgate.interfaces import IScramChecker, IScramProof
@@ -30,7 +31,6 @@ from mailgate.storage.errors import StorageUnavailable
 if TYPE_CHECKING:
     from argon2 import PasswordHasher
 
-    from mailgate.accounts.hashing import PasswordThreads
     from mailgate.policy.stage import SessionView
     from mailgate.storage.credentials import Credential, Credentials
 
@@ -158,5 +158,5 @@ class DatabaseChecker:
         try:
             argon2 = await self._threads.run(lambda: self._hasher.hash(password))
             await self._credentials.rehashed(credential, argon2)
-        except StorageUnavailable as error:
-            _log.warn("a password could not be kept by newer parameters: {reason}", reason=str(error))
+        except (StorageUnavailable, Overloaded) as error:
+            _log.warn("a password could not be kept by newer parameters: {reason}", reason=repr(error))

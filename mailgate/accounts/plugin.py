@@ -37,11 +37,16 @@ class CheckerPlugin:
         self.make = make
 
 
+def checker_names() -> list[str]:
+    """What `authentication.checker` may say."""
+    return sorted({DATABASE, *(plugin.name for plugin in _plugins())})
+
+
 def make_checker(name: str, services: Services) -> ICredentialsChecker:
     """The checker that the plugin of that name makes. @raises UnusableChecker: there is none, or it makes none."""
     found = {plugin.name: plugin for plugin in _plugins()}
     if name not in found:
-        known = ", ".join(sorted({DATABASE, *found}))
+        known = ", ".join(checker_names())
         raise UnusableChecker(f"authentication.checker: {name!r} is no checker that is installed; use one of {known}")
     try:
         checker = found[name].make(services)

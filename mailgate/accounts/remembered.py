@@ -3,7 +3,8 @@
 A mail program that logs in for each message would have its password hashed each time; one that was left with an old
 password tries it for weeks, and would get its whole network banned. So the outcome of a check is kept for a short
 while, under a keyed hash of network, account and password, whose key never leaves the process. All of it is dropped as
-soon as any password, ban or mailbox changes, or when we might not hear of that.
+soon as any password or mailbox changes, somebody makes a ban, or we might not hear of that. A ban that failures have
+led to does not end what was right from the same network a moment before.
 
 What this costs: for those minutes memory holds what lets a password be tested, to whoever can read our memory; that one
 could read passwords as they arrive.

@@ -212,9 +212,9 @@ BEGIN
     RETURN NULL;
 END
 $$;
-COMMENT ON FUNCTION bans_are_changed() IS 'Tells running nodes to forget whom they have let in.';
-CREATE TRIGGER bans_are_changed AFTER INSERT OR UPDATE ON ban
-    FOR EACH ROW WHEN (NEW.banned_until IS NOT NULL) EXECUTE FUNCTION bans_are_changed();
+COMMENT ON FUNCTION bans_are_changed() IS 'Tells running nodes to forget whom they have let in, when somebody has made a ban. One that failures have led to need not end what was right a moment before, and an attack would else have every node forget all the time.';
+CREATE TRIGGER bans_are_changed AFTER INSERT OR UPDATE OF banned_until, reason ON ban
+    FOR EACH ROW WHEN (NEW.reason IS NOT NULL) EXECUTE FUNCTION bans_are_changed();
 
 CREATE TABLE known_network (
     account text NOT NULL,

@@ -279,7 +279,7 @@ class RememberedTests(AccountsTestCase):
         assert node.clock.seconds() == 10
         assert await node.plain(ALICE, "correct horse") == ALICE
 
-    async def test_a_ban_counts_at_once(self) -> None:
+    async def test_a_ban_that_somebody_makes_counts_at_once(self) -> None:
         node = await self.node(remembers=True)
         assert await node.plain(ALICE, "correct horse") == ALICE
         generation = node.remembered.generation

@@ -19,8 +19,9 @@ from pathlib import Path
 import pytest
 from OpenSSL import SSL
 
+from mailgate.ids import decode_id
 from tests.support.accounts import add_account, set_password
-from tests.support.gate import Gate, free_port
+from tests.support.gate import Gate, eventually, free_port
 from tests.support.postgres import query
 from tests.support.scram_client import ScramClient
 
@@ -90,6 +91,12 @@ def offered(client: smtplib.SMTP) -> list[str]:
     return client.esmtp_features.get("auth", "").split()
 
 
+def dialogue(server: Server, session: str) -> str:
+    """What the record says of that session; "" where it is not written yet."""
+    rows = query(server.gate.dsn, "SELECT dialogue FROM mailgate.session WHERE id = %s", (decode_id(session),))
+    return "".join(str(text) for (text,) in rows)
+
+
 # ------------------------------------------------------------ what is offered where
 
 
@@ -153,6 +160,9 @@ def test_a_wrong_password_is_refused_and_the_record_says_by_what_and_not_with_wh
         error = caught.value.smtp_error
         assert isinstance(error, bytes)
         session = error.decode().rpartition("[")[2].rstrip("]")
+    eventually(lambda: dialogue(server, session), "the record of the session")
+    assert f"C: AUTH PLAIN ...\nC: (as {ALICE})\nS: 535 5.7.8 " in dialogue(server, session)
+    assert "wrong" not in dialogue(server, session)
     log = server.gate.log()
     assert f"authentication of '{ALICE}' by PLAIN from 127.0.0.1 failed in session {session}" in log
     assert "wrong secret" not in log

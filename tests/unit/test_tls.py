@@ -122,6 +122,29 @@ def test_tls_1_2_and_1_3_are_spoken_and_described(authority: Authority, version:
     assert (state.server_name, state.client_certificate) == ("mail.example.test", None)
 
 
+@pytest.mark.parametrize("version", ["TLSv1_2", "TLSv1_3"])
+def test_a_connection_is_named_by_what_tls_1_3_exports(authority: Authority, version: str) -> None:
+    """RFC 9266 section 2: 32 octets that both ends compute, under that label; nothing below TLS 1.3."""
+    contexts = TlsContexts.load([authority.issue("mail")])
+    context = SSL.Context(SSL.TLS_CLIENT_METHOD)
+    context.set_max_proto_version(SSL.TLS1_3_VERSION if version == "TLSv1_3" else SSL.TLS1_2_VERSION)
+    bindings = []
+    for _ in range(2):
+        client, server = SSL.Connection(context, None), contexts.connection("none")
+        client.set_connect_state()
+        server.set_accept_state()
+        shake_hands(client, server)
+        bindings.append(
+            (describe(server).channel_binding, client.export_keying_material(b"EXPORTER-Channel-Binding", 32))
+        )
+    if version == "TLSv1_2":
+        assert [ours for ours, _ in bindings] == [None, None]
+    else:
+        assert all(ours == theirs for ours, theirs in bindings)
+        assert bindings[0] != bindings[1]
+        assert "channel_binding" not in repr(describe(server))
+
+
 @pytest.mark.filterwarnings("ignore:ssl.TLSVersion:DeprecationWarning")
 def test_tls_1_1_is_refused(authority: Authority) -> None:
     """RFC 8996: TLS 1.0 and 1.1 MUST NOT be used."""
