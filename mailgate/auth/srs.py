@@ -37,7 +37,7 @@ _LETTERS = "abcdefghijklmnopqrstuvwxyz234567"
 _HASH_LETTERS = 6  # thirty bits, each guess at which costs an RCPT
 
 #   The separator behind SRS0 or SRS1 may be one of three; all others are "=".
-_SRS = re.compile(r"srs([01])([=+\-])(.+)", re.IGNORECASE | re.DOTALL)
+_SRS = re.compile(r"srs([01])([=+\-])(.++)", re.IGNORECASE | re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
