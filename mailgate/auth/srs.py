@@ -38,6 +38,8 @@ _HASH_LETTERS = 6  # thirty bits, each guess at which costs an RCPT
 
 #   The separator behind SRS0 or SRS1 may be one of three; all others are "=".
 _SRS = re.compile(r"srs([01])([=+\-])(.++)", re.IGNORECASE | re.DOTALL)
+# What we write ourselves, as far as its form tells.
+_OURS = re.compile(r"srs(?:0=[a-z2-7]{6}=[a-z2-7]{2}=|1=[a-z2-7]{6}=[^=]).++", re.IGNORECASE | re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +58,8 @@ class SrsFault:
 
 
 def is_srs(local: str) -> bool:
-    """Whether a local part looks like a rewritten path."""
-    return _SRS.fullmatch(local) is not None
+    """Whether a local part looks like a path that we have rewritten, and not like a name that somebody might have."""
+    return _OURS.fullmatch(local) is not None
 
 
 class Srs:
@@ -98,7 +100,7 @@ class Srs:
     def read(self, local: str, now: float) -> Address | NamedTransaction | SrsFault:
         """What a rewritten local part of ours leads back to. `now` is in seconds since the epoch."""
         found = _SRS.fullmatch(local)
-        if found is None:
+        if found is None or not is_srs(local):
             return SrsFault("it is no rewritten path")
         given, _, rest = found[3].partition("=")
         if not hmac.compare_digest(given.lower().encode("utf-8", "replace"), self._hash(found[1], rest).encode()):

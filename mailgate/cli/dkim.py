@@ -397,6 +397,9 @@ def activate(invocation: Invocation, domain: str, selector: str | None, force: b
         if not chosen:
             wanted = "no key that waits" if selector is None else f"no key {selector} that does not sign already"
             raise Failure(f"{shown} has {wanted}; see `mailgate dkim list {shown}`")
+        if len({key.algorithm for key in chosen}) < len(chosen):
+            names = ", ".join(key.selector for key in chosen)
+            raise Failure(f"{shown} has several keys of one algorithm that wait, {names}: choose one with --selector")
         if not force:
             answers = _answers(invocation.config(), chosen)
             problems = [

@@ -110,6 +110,15 @@ def test_keys_sign_only_once_the_dns_shows_them(mailgate: Command, zone: Zone) -
     assert "no key that waits" in not_activated(mailgate)
 
 
+def test_of_several_that_wait_one_has_to_be_chosen(mailgate: Command) -> None:
+    """The one would retire the other."""
+    mailgate.ok("dkim", "generate", DOMAIN, "--selector", "one")
+    mailgate.ok("dkim", "generate", DOMAIN, "--selector", "two", "--algorithm", "rsa")
+    assert "choose one with --selector" in mailgate.fails("dkim", "activate", DOMAIN, "--force")
+    mailgate.ok("dkim", "activate", DOMAIN, "--force", "--selector", "two")
+    assert mailgate.json("dkim", "list", DOMAIN)[0]["selector"] == "two"
+
+
 def test_another_key_in_the_dns_is_told_from_none(mailgate: Command, zone: Zone) -> None:
     """What to do differs."""
     records = mailgate.json("dkim", "generate", DOMAIN, "--algorithm", "ed25519", "--selector", "Mail")

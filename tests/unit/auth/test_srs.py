@@ -128,6 +128,12 @@ def test_what_is_not_ours_is_a_fault_and_no_exception(local: str) -> None:
     assert isinstance(SRS.read(local, NOW), SrsFault)
 
 
+@pytest.mark.parametrize("local", ["srs0-team", "SRS1=support", "srs0=one=two", "srs", "SRS0+abcdef=ab=x=y"])
+def test_a_name_that_somebody_might_have_is_none_of_ours(local: str) -> None:
+    """A mailbox or alias of that name gets its mail."""
+    assert not is_srs(local)
+
+
 def test_what_leads_to_no_address_is_a_fault() -> None:
     """What another host called its first host need not be one."""
     path = SRS.rewrite(Address("SRS0=" + "x" * 40, "a b"), "ours.test", NOW, ID)
