@@ -5,10 +5,11 @@ Standards: none.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Final
 
 from mailgate.dns.wire import normal_name
+from mailgate.outbound.delivery import Limits
 from mailgate.outbound.mx import AddressOrder
 from mailgate.outbound.plan import Credentials, TlsLevel
 from mailgate.outbound.route import RouterSettings
@@ -16,6 +17,7 @@ from mailgate.outbound.transport import DomainTable, TlsRule, Transport, read_tr
 
 if TYPE_CHECKING:
     from mailgate.config_sending import Outbound, RouteTable
+    from mailgate.outbound.plan import Route
 
 _ORDERS: Final[dict[str, AddressOrder]] = {
     "ipv6 first": "ipv6",
@@ -57,6 +59,32 @@ def router_settings(
         uses_dane=outbound.dane,
         mx_port=outbound.port,
     )
+
+
+def delivery_limits(outbound: Outbound, routes: Sequence[RouteTable]) -> Callable[[Route], Limits]:
+    """How much of a route's destination may be used."""
+    by_domain: list[tuple[Sequence[str], Limits]] = []
+    by_key: dict[str, Limits] = {}
+    for route in routes:
+        limits = Limits(
+            max_connections=route.connections or outbound.connections_per_destination,
+            messages_per_connection=outbound.messages_per_connection,
+            messages_per_second=(
+                outbound.messages_per_second if route.messages_per_second is None else route.messages_per_second
+            ),
+        )
+        transport = read_transport(route.to)
+        if transport.is_by_mx:
+            by_domain.append((route.domains, limits))
+        else:
+            by_key.setdefault(transport.key, limits)
+    usual = Limits(
+        max_connections=outbound.connections_per_destination,
+        messages_per_connection=outbound.messages_per_connection,
+        messages_per_second=outbound.messages_per_second,
+    )
+    domains = DomainTable(by_domain)
+    return lambda route: by_key.get(route.key) or domains.find(route.key) or usual
 
 
 def _credentials(route: RouteTable) -> Credentials | None:

@@ -45,23 +45,33 @@ from mailgate.certificate import UnusableFile, ensure_self_signed
 from mailgate.config import DATA_LOSS_SENTENCE, Config, ConfigError, load_config, reloadable_differences
 from mailgate.dns.resolver import CachingResolver
 from mailgate.ids import IdGenerator
-from mailgate.listener import MailFactory, Rules, Timeouts, Tolerated
+from mailgate.listener import MailFactory
 from mailgate.notify import Notifier
+from mailgate.outbound.node import NodeDelivery
 from mailgate.policy.arc import ArcPolicy
 from mailgate.policy.chain import Chain, Member
 from mailgate.policy.fingerprint import PolicyConfiguration, configuration_of
 from mailgate.policy.forwarding import ForwardingPolicy
-from mailgate.policy.limits import LimitsPolicy, NodeLimits, Usage
+from mailgate.policy.limits import LimitsPolicy, Usage
 from mailgate.policy.plugin import PolicyThreads, Services, make_policy, providers
 from mailgate.policy.recipients import RecipientsPolicy, Rewriting
 from mailgate.policy.results import ResultsPolicy
 from mailgate.policy.signing import Signing
 from mailgate.policy.stage import Role, Stage
 from mailgate.policy.submission import SubmissionPolicy
+from mailgate.reports.daily import DailyReports
+from mailgate.reports.inbound import InboundReports
 from mailgate.sealing import UnusableKey, find_master_key
+from mailgate.settings import (
+    auth_offer,
+    ban_bounds,
+    delivery_settings,
+    node_limits,
+    report_settings,
+    sending_limits,
+    session_rules,
+)
 from mailgate.smtp.grammar import domain_key, local_key
-from mailgate.smtp.session import Limits, Settings
-from mailgate.storage.credentials import Bounds
 from mailgate.storage.directory import Directory
 from mailgate.storage.embedded import EmbeddedPostgres, EmbeddedPostgresError, EmbeddedPostgresService
 from mailgate.storage.errors import DatabaseRefused, StorageUnavailable
@@ -70,9 +80,10 @@ from mailgate.storage.journal import Journal
 from mailgate.storage.literal import settle
 from mailgate.storage.mailbox import MailboxWriter, draw_instance, instance_setup, writer_setup
 from mailgate.storage.pool import Connection, Pool, check_server
+from mailgate.storage.reports import ReportStore
 from mailgate.storage.retention import Retention
 from mailgate.storage.secret import shared_secret
-from mailgate.storage.senders import Senders, SendingLimits
+from mailgate.storage.senders import Senders
 from mailgate.storage.signing_keys import SigningKeys
 from mailgate.submission.local_users import LocalUsers, local_users
 from mailgate.tls import TlsContexts
@@ -112,6 +123,8 @@ class MailgateService(MultiService):
         self._starting: Deferred[None] | None = None
         self._embedded: EmbeddedPostgresService | None = None
         self._databases: list[Connection | Pool] = []
+        self._control: Connection | None = None
+        self._behind: Connection | None = None
         self._directory: Directory | None = None
         self._senders: Senders | None = None
         self._signing_keys: SigningKeys | None = None
@@ -120,6 +133,8 @@ class MailgateService(MultiService):
         self._writer: MailboxWriter | None = None
         self._journal: Journal | None = None
         self._retention: Retention | None = None
+        self._delivery: NodeDelivery | None = None
+        self._reports: tuple[InboundReports | DailyReports, ...] = ()
         dns = config.dns
         self._resolver = CachingResolver(
             reactor,
@@ -132,7 +147,7 @@ class MailgateService(MultiService):
         )
         self._threads: PolicyThreads | None = None
         self._accounts: NodeAccounts | None = None
-        self._limits_policy = LimitsPolicy(_node_limits(config), self._usage)
+        self._limits_policy = LimitsPolicy(node_limits(config), self._usage)
         self._tls: TlsContexts | None = None
         self._factories: dict[str, MailFactory] = {}
         self._ports: list[tuple[Listener, IListeningPort]] = []
@@ -163,7 +178,10 @@ class MailgateService(MultiService):
             raise StartFailed(f"the policies can't be chained: {error}") from error
         for listener in config.listeners:
             self._factories[listener.name] = self._factory(listener, chain, ids)
+        if config.outbound.enabled:
+            self._delivery = await self._open_delivery(dsn, instance_number, ids)
         await self._listen()
+        self._start_sending(ids)
         self._notifier.watchdog().setServiceParent(self)  # type: ignore[no-untyped-call]  # Twisted's has no types
         self._announce()
         self._notifier.ready(f"Listening on {', '.join(self._places())}")
@@ -197,10 +215,11 @@ class MailgateService(MultiService):
         behind = self._keep(Connection(self._reactor, dsn, name="mailgate-journal", setup=settle))
         for connections in (control, writing, *large, behind):
             await self._wait_for(connections)
+        self._control, self._behind = control, behind
         self._directory = Directory(self._reactor, pool, control, postmaster=config.postmaster)
-        self._senders = Senders(pool, control, _sending_limits(config), time.time)
+        self._senders = Senders(pool, control, sending_limits(config), time.time)
         await self._open_signing(pool, control)
-        if any(_offer(listener) is not Offer.NEVER for listener in config.listeners):
+        if any(auth_offer(listener) is not Offer.NEVER for listener in config.listeners):
             await self._open_accounts(dsn, control)
         self._writer = MailboxWriter(
             self._reactor,
@@ -233,8 +252,8 @@ class MailgateService(MultiService):
                 pool,
                 control,
                 checker_name=authentication.checker,
-                offers={listener.name: _offer(listener) for listener in self._config.listeners},
-                bounds=_bounds(self._config),
+                offers={listener.name: auth_offer(listener) for listener in self._config.listeners},
+                bounds=ban_bounds(self._config),
                 threads=authentication.threads,
                 waiting=authentication.waiting,
             )
@@ -258,6 +277,47 @@ class MailgateService(MultiService):
             srs = Srs(await shared_secret(pool.execute, "srs"))
             self._rewriting = Rewriting(srs, partial(reverse_path_of, pool.execute), time.time)
 
+    async def _open_delivery(self, dsn: str, instance_number: int, ids: IdGenerator) -> NodeDelivery:
+        """What takes mail from the queue to other hosts."""
+        assert self._directory is not None  # noqa: S101  # made by _open_database
+        try:
+            settings = delivery_settings(self._config)
+        except OSError as error:
+            raise StartFailed(f"the password for a route can't be read: {error}") from error
+        delivery = NodeDelivery(
+            self._reactor,
+            dsn,
+            settings,
+            instance=instance_number,
+            node=self._config.node,
+            ids=ids,
+            resolver=self._resolver,
+            directory=self._directory,
+            signing=self._signing,
+        )
+        for connection in delivery.connections:
+            await self._wait_for(self._keep(connection))
+        return delivery
+
+    def _start_sending(self, ids: IdGenerator) -> None:
+        """Begin to deliver, and to make and to look for reports."""
+        assert self._control and self._behind  # noqa: S101  # made by _open_database
+        if self._delivery is not None:
+            self._delivery.start(self._control)
+        store = ReportStore(self._behind)
+        daily = DailyReports(
+            self._reactor,
+            store,
+            self._resolver,
+            report_settings(self._config),
+            signing=self._signing,
+            next_id=ids.next,
+            time=time.time,
+        )
+        self._reports = (InboundReports(self._reactor, store, time=time.time), daily)
+        for each in self._reports:
+            each.start()
+
     def _keep(self, connections: Any) -> Any:  # Any: a Connection gives a Connection, a Pool a Pool
         self._databases.append(connections)
         connections.start()
@@ -277,7 +337,7 @@ class MailgateService(MultiService):
 
     def _factory(self, listener: Listener, chain: Chain, ids: IdGenerator) -> MailFactory:
         assert self._writer and self._journal  # noqa: S101  # made by _open_database
-        rules, authenticator = _rules(self._config, listener), None
+        rules, authenticator = session_rules(self._config, listener), None
         if self._accounts is not None:
             authenticator = self._accounts.authenticator
             rules = replace(rules, settings=replace(rules.settings, mechanisms=authenticator.mechanisms))
@@ -446,7 +506,12 @@ class MailgateService(MultiService):
             if stopped is not None:
                 await stopped
         grace = self._config.shutdown.seconds
-        await gatherResults([factory.shut_down(grace * 0.8) for factory in self._factories.values()])
+        ends = [factory.shut_down(grace * 0.8) for factory in self._factories.values()]
+        if self._delivery is not None:
+            ends.append(Deferred.fromCoroutine(self._delivery.stop(grace * 0.8)))
+        await gatherResults(ends)
+        for each in self._reports:
+            await each.stop()
         if self._retention is not None:
             await self._retention.stop()
         if self._writer is not None:
@@ -500,16 +565,16 @@ class MailgateService(MultiService):
         for factory in self._factories.values():
             factory.chain = chain
         self._resolver.use_servers(config.dns.servers)
-        self._limits_policy.limits = _node_limits(config)
+        self._limits_policy.limits = node_limits(config)
         if self._senders is not None:
-            self._senders.limits = _sending_limits(config)
+            self._senders.limits = sending_limits(config)
             self._senders.forget()
         if self._accounts is not None:
-            self._accounts.guard.bounds = _bounds(config)
+            self._accounts.guard.bounds = ban_bounds(config)
         for listener in config.listeners:
             known = self._factories.get(listener.name)
             if known is not None:
-                known.rules = _rules(config, listener, settings=known.rules.settings)
+                known.rules = session_rules(config, listener, settings=known.rules.settings)
         self._reloaded("Configuration reloaded")
 
     def _reloaded(self, status: str) -> None:
@@ -541,90 +606,6 @@ def _load_tls(config: Config) -> TlsContexts | None:
         minimum_version=config.tls.minimum_version,
         ciphers=config.tls.ciphers,
         client_ca=config.tls.client_ca,
-    )
-
-
-def _offer(listener: Listener) -> Offer:
-    """Where a listener offers AUTH."""
-    if listener.auth is not None:
-        return Offer(listener.auth)
-    return Offer.TLS if listener.role is Role.SUBMISSION and listener.tls != "none" else Offer.NEVER
-
-
-def _accepts_unauthenticated(listener: Listener) -> bool:
-    """Whether mail is taken from who has not authenticated: by default where other servers bring it."""
-    if listener.accepts_unauthenticated is not None:
-        return listener.accepts_unauthenticated
-    return listener.role is Role.MX
-
-
-def _sending_limits(config: Config) -> SendingLimits:
-    """What an account may send in a day."""
-    return SendingLimits(config.submission.messages_per_day, config.submission.recipients_per_day)
-
-
-def _bounds(config: Config) -> Bounds:
-    """What failed authentication leads to."""
-    authentication = config.authentication
-    return Bounds(
-        authentication.failures_per_network,
-        authentication.failures_per_account,
-        authentication.counted_seconds,
-        authentication.ban_seconds,
-        authentication.maximum_ban_seconds,
-    )
-
-
-def _node_limits(config: Config) -> NodeLimits:
-    limits = config.limits
-    return NodeLimits(
-        limits.sessions,
-        limits.sessions_per_network,
-        limits.ipv4_network_bits,
-        limits.ipv6_network_bits,
-        limits.unlimited_networks,
-        limits.memory_octets,
-    )
-
-
-def _rules(config: Config, listener: Listener, *, settings: Settings | None = None) -> Rules:
-    """What a listener's sessions are told. On reload `settings` are the present ones, of which the limits change."""
-    limits, tolerate = config.limits, config.tolerate
-    bounds = Limits(
-        message_octets=limits.message_octets,
-        recipients=limits.recipients,
-        transactions=limits.transactions_per_session,
-        errors=limits.errors_per_session,
-        idle_commands=limits.idle_commands_per_session,
-        received_fields=limits.received_fields,
-        line_octets=limits.line_octets,
-        command_octets=limits.command_octets,
-    )
-    if settings is None:
-        # What is asked of delivery is promised only where we deliver.
-        takes_requests = config.outbound.enabled and listener.role is Role.SUBMISSION
-        settings = Settings(
-            config.hostname,
-            bounds,
-            offers_starttls=listener.tls == "starttls",
-            requires_tls=listener.requires_tls,
-            accepts_unauthenticated=_accepts_unauthenticated(listener),
-            offers_requiretls=config.outbound.enabled,
-            longest_hold_seconds=int(config.submission.maximum_hold_seconds) if takes_requests else 0,
-            shortest_delivery_seconds=int(config.submission.minimum_deliver_by_seconds) if takes_requests else 0,
-            offers_auth_in_tls=_offer(listener) is Offer.TLS,
-        )
-    return Rules(
-        replace(settings, limits=bounds),
-        _node_limits(config),
-        Timeouts(
-            limits.command_seconds,
-            limits.data_seconds,
-            limits.transaction_seconds,
-            config.tls.handshake_seconds,
-            limits.goodbye_seconds,
-        ),
-        Tolerated(tolerate.bare_line_ends_from, tolerate.nul_from, tolerate.long_lines_from),
     )
 
 

@@ -67,11 +67,13 @@ class FormFields:
 
     @property
     def name(self) -> str:
+        """What stands in the form's field for the name."""
         name = self.wanted.name
         return "@" if name == self.zone else name.removesuffix(f".{self.zone}")
 
     @property
     def proxy(self) -> str:
+        """What stands in Cloudflare's field for proxying, where there is one."""
         return "DNS only" if self.wanted.type in (RecordType.A, RecordType.AAAA) else ""
 
     def cells(self) -> tuple[str, ...]:

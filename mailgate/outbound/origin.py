@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from mailgate.envelope import Address
     from mailgate.ids import IdGenerator
     from mailgate.outbound.notice import OriginalMessage, RecipientStatus
+    from mailgate.policy.signing import Signed
     from mailgate.storage.directory import Answer
     from mailgate.storage.settlement import Lease
 
@@ -41,17 +42,10 @@ class Resolving(Protocol):
     def resolve(self, address: Address) -> Answer | Deferred[Answer]: ...  # noqa: D102
 
 
-class SignedFields(Protocol):
-    """What signing came to: `mailgate.policy.signing.Signed`."""
-
-    @property
-    def fields(self) -> bytes: ...  # noqa: D102
-
-
 class Signer(Protocol):
     """Who signs: `mailgate.policy.signing.Signing`."""
 
-    def sign(self, content: MessageContent) -> SignedFields | Deferred[SignedFields]: ...  # noqa: D102
+    def sign(self, content: MessageContent) -> Signed | Deferred[Signed]: ...  # noqa: D102
 
 
 class Originator:

@@ -13,7 +13,7 @@ import mailgate
 PACKAGE = Path(mailgate.__file__).parent
 
 # What may see a Config object, or make one; all else is given values.
-KNOWS_CONFIG = {"service.py", "tap.py", "config.py", "tls.py", "certificate.py"}
+KNOWS_CONFIG = {"service.py", "settings.py", "tap.py", "config.py", "tls.py", "certificate.py"}
 
 NETWORK_MODULES = {"asyncio", "select", "selectors", "socket", "socketserver", "ssl", "twisted", "OpenSSL"}
 
