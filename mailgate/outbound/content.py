@@ -28,12 +28,13 @@ def outgoing_trace(trace: bytes) -> bytes:
 class WholeContent:
     """A content that is in memory. Piece 0 is all of it."""
 
-    __slots__ = ("octets", "size_octets", "top_octets")
+    __slots__ = ("octets", "own_octets", "size_octets", "top_octets")
 
     def __init__(self, trace: bytes, content: bytes | memoryview) -> None:
         """`trace` is as it is stored."""
         top = outgoing_trace(trace)
         self.top_octets = len(top)
+        self.own_octets = len(content)  # without what stands on top
         self.octets = b"".join((top, content))
         self.size_octets = len(self.octets)
 
@@ -45,14 +46,15 @@ class WholeContent:
 class StoredContent:
     """A content that is read as it is sent. Piece 0 is what stands on top."""
 
-    __slots__ = ("_read", "size_octets", "top")
+    __slots__ = ("_read", "own_octets", "size_octets", "top")
 
     def __init__(
         self, trace: bytes, size_octets: int, read: Callable[[int], Coroutine[Deferred[Any], Any, bytes]]
     ) -> None:
         """`size_octets` is that of trace and content as stored; `read` gives the content's piece 0, 1 and so on."""
         self.top = outgoing_trace(trace)
-        self.size_octets = size_octets - len(trace) + len(self.top)
+        self.own_octets = size_octets - len(trace)
+        self.size_octets = self.own_octets + len(self.top)
         self._read = read
 
     def piece(self, number: int) -> bytes | Deferred[bytes]:

@@ -214,10 +214,15 @@ class Destination:
         ):
             self._send(connection)
 
+    def give_back(self) -> None:
+        """Release what waits."""
+        while self._pending:
+            self._owner.released(self, self._pending.popleft())
+
     async def stop(self) -> None:
         """Give back what waits, and return when what is under way has ended."""
         self._is_stopping = True
-        self._give_back()
+        self.give_back()
         for opening in tuple(self._opening):
             opening.cancel()
         for connection in tuple(self._connections):
@@ -286,10 +291,6 @@ class Destination:
             self._avoided.pop((endpoint.host, endpoint.address), None)
         self._owner.is_well(self)
 
-    def _give_back(self) -> None:
-        while self._pending:
-            self._owner.released(self, self._pending.popleft())
-
     # ------------------------------------------------------------ rate
 
     def _has_token(self) -> bool:
@@ -329,7 +330,7 @@ class Destination:
             self._owner.connection_ended()
             if isinstance(result, Failure) and not result.check(CancelledError):
                 self._failed(result)
-                self._give_back()
+                self.give_back()
         self._open_more()
         self._check_stopped()
 
@@ -419,7 +420,7 @@ class Destination:
         self._owner.is_in_trouble(self, trouble)
         if self._pending:
             self._end(self._pending.popleft(), trouble, endpoint, started_at)
-        self._give_back()
+        self.give_back()
 
     def _refuse(self, trouble: Trouble, endpoint: Endpoint, started_at: float) -> None:
         """There is nobody to ask: that holds for all messages."""

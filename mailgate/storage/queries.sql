@@ -379,9 +379,6 @@ SET failures = CASE WHEN suppression.last_failed_at < to_timestamp(%(now)s) - ma
         THEN to_timestamp(%(now)s) + make_interval(days => %(days)s)
         ELSE suppression.suppressed_until END;
 
--- note_success: an address works: what was counted against it is forgotten.
-DELETE FROM mailgate.suppression WHERE address = ANY (%(addresses)s::text[]);
-
 -- find_suppression: until when an address is refused, and why; no row where it is not.
 SELECT extract(epoch FROM suppressed_until)::double precision, last_reply FROM mailgate.suppression
 WHERE address = %(address)s AND suppressed_until > to_timestamp(%(now)s);
@@ -421,7 +418,11 @@ SELECT disowned, usage_mailbox, usage_octets FROM mailgate.settle_queue(
 );
 
 -- renew_leases: keep what we are at, and let go of what nobody is at any more.
-SELECT mailgate.renew_leases(%(instance)s, %(claims)s, %(now)s, %(lease_seconds)s, %(dead)s);
+SELECT mailgate.renew_leases(%(instance)s, %(claims)s, %(now)s, %(lease_seconds)s, %(dead)s, %(is_steady)s);
+
+-- list_destinations: what is left alone, or was in trouble.
+SELECT name, is_paused, extract(epoch FROM backed_off_until)::double precision, failures, reason
+FROM mailgate.destination;
 
 -- queued_piece: a piece of a large content.
 SELECT mailgate.queued_piece(%(message_id)s, %(position)s, %(piece_octets)s);

@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Literal
 
 from mailgate.storage import literal
 from mailgate.storage.queries import QUERIES
-from mailgate.storage.settlement import Lease, settle_statement
+from mailgate.storage.settlement import settle_statement
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -80,6 +80,17 @@ class QueuedRow:
     last_reply: str | None
     trace: bytes | memoryview | None  # of the first row of each message in a claim
     content: bytes | memoryview | None  # likewise, where it is small
+
+
+@dataclass(frozen=True, slots=True)
+class DestinationState:
+    """A destination that is left alone, or was in trouble."""
+
+    name: str  # a domain, or a smarthost as routes name it
+    is_paused: bool
+    backed_off_until: float | None  # seconds since the epoch
+    failures: int
+    reason: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,10 +180,14 @@ class Queue:
         ((disowned, mailboxes, octets),) = await self._settling.execute(statement, timeout_seconds=_TIMEOUT_SECONDS)
         return Settled(tuple(disowned), tuple(zip(mailboxes or (), octets or (), strict=True)))
 
-    async def renew(self, claims: Collection[int], dead: Collection[int]) -> list[int]:
+    async def renew(self, claims: Collection[int], dead: Collection[int], *, is_steady: bool) -> list[int]:
         """Keep the leases of these claims, let go of all others of ours, and of those that others have left behind.
 
-        `dead` are instances that the last call gave: what seems dead twice is.
+        `dead` are instances that the last call gave: what seems dead twice is. `is_steady`: that call was a short
+        while ago. After a longer one the database may have been away for all, so that no lease could be renewed, and
+        those of others are let alone.
+
+        @raises StorageUnavailable: it is unknown whether that was done.
         """
         rows = await self._claiming.execute(
             _statement(
@@ -182,10 +197,16 @@ class Queue:
                 now=repr(self._time()),
                 lease_seconds=repr(LEASE_SECONDS),
                 dead=literal.number_array(dead),
+                is_steady=repr(is_steady),
             ),
             timeout_seconds=_TIMEOUT_SECONDS,
         )
         return list(rows[0][0])
+
+    async def destinations(self) -> list[DestinationState]:
+        """What is left alone, or was in trouble. @raises StorageUnavailable: the database can't be asked now."""
+        rows = await self._claiming.execute(QUERIES["list_destinations"], timeout_seconds=_TIMEOUT_SECONDS)
+        return [DestinationState(*row) for row in rows]
 
     async def piece(self, message_id: int, number: int) -> bytes:
         """Piece 0, 1, 2 and so on of a content; b"" behind the last."""
@@ -208,11 +229,6 @@ class Queue:
             **values,
         )
         return [QueuedRow(*row) for row in await self._claiming.execute(statement, timeout_seconds=_TIMEOUT_SECONDS)]
-
-
-def lease_of(row: QueuedRow, claim: int) -> Lease:
-    """Our right to the row."""
-    return Lease(row.id, claim)
 
 
 def _statement(name: str, **values: str) -> bytes:

@@ -508,7 +508,7 @@ CREATE TABLE suppression (
 );
 COMMENT ON TABLE suppression IS 'Addresses elsewhere that failed for good, and are refused for a while where configuration says so.';
 COMMENT ON COLUMN suppression.address IS 'The address, its domain in A-form and lower case.';
-COMMENT ON COLUMN suppression.failures IS 'How often it failed for good in a row.';
+COMMENT ON COLUMN suppression.failures IS 'How often it failed for good, never so long apart as an address is refused.';
 COMMENT ON COLUMN suppression.suppressed_until IS 'Until when it is refused; NULL: it is only counted.';
 COMMENT ON COLUMN suppression.last_reply IS 'Why it failed last.';
 COMMENT ON COLUMN suppression.last_failed_at IS 'When it failed last.';
@@ -1877,7 +1877,8 @@ CREATE FUNCTION renew_leases(
     p_claims bigint[],  -- what the instance is at
     p_now double precision,
     p_lease_seconds double precision,
-    p_dead integer[]  -- instances that seemed dead a while ago
+    p_dead integer[],  -- instances that seemed dead a while ago
+    p_is_steady boolean  -- whether the instance has done this lately: else it may be the one that was cut off
 ) RETURNS integer[] LANGUAGE plpgsql AS $$
 DECLARE
     moment CONSTANT timestamptz := to_timestamp(p_now);
@@ -1887,7 +1888,7 @@ BEGIN
     UPDATE mailgate.queue q SET leased_until = moment + make_interval(secs => p_lease_seconds)
     WHERE q.leased_by = p_instance AND q.claim = ANY (p_claims);
     -- After a start of the server no instance has its lock back at once.
-    IF pg_postmaster_start_time() < clock_timestamp() - interval '30 seconds' THEN
+    IF p_is_steady AND pg_postmaster_start_time() < clock_timestamp() - interval '30 seconds' THEN
         SELECT array_agg(o.leased_by) INTO dead
         FROM (SELECT DISTINCT q.leased_by FROM mailgate.queue q
               WHERE q.leased_by IS NOT NULL AND q.leased_by <> p_instance) AS o
@@ -1896,6 +1897,7 @@ BEGIN
     UPDATE mailgate.queue q SET leased_by = NULL, claim = NULL, leased_until = NULL
     WHERE q.leased_by IS NOT NULL
       AND CASE WHEN q.leased_by = p_instance THEN q.claim <> ALL (p_claims)
+               WHEN NOT p_is_steady THEN false
                ELSE q.leased_until < moment OR (q.leased_by = ANY (p_dead) AND q.leased_by = ANY (dead)) END;
     GET DIAGNOSTICS released = ROW_COUNT;
     IF released > 0 THEN

@@ -140,7 +140,7 @@ class DeliveryTests(QueueTestCase):
         runner._take(7, rows)
         for row in rows:
             content = runner._held[row.id].content
-            pieces = []
+            pieces: list[bytes] = []
             while True:
                 piece = content.piece(len(pieces))
                 pieces.append(await piece if isinstance(piece, Deferred) else piece)
