@@ -250,6 +250,8 @@ class MailSender(TwistedProtocol):
         if not self._is_gone:
             self._session.connection_lost("given up by this side")
             self._advance()
+            if self.transport is not None:
+                self.transport.abortConnection()
 
     async def wait_until_ready(self, connector: IConnector) -> MailSender:
         """This, once the session is ready. @raises HostUnusable: it will not be."""

@@ -98,6 +98,8 @@ class ClientSession:
         self._wants_content = False
         self._needs_reset = False
         self._is_quitting = False
+        self._has_carried = False  # a transaction has ended
+        self._replies_at_rest = 0  # received when a message came to a session that had nothing to do
         self._messages_left: int | None = None
         self._deliveries: list[tuple[object, Delivery]] = []
         self.trouble: Trouble | None = None
@@ -196,6 +198,8 @@ class ClientSession:
 
     def send(self, message: OutgoingMessage, token: object = None) -> None:
         """Send a message. Where the session is not usable, it ends at once, without outcomes."""
+        if not self._sendings:
+            self._replies_at_rest = self.replies
         sending = Sending(message, token, self._time())
         self._sendings.append(sending)
         if not self.is_usable:
@@ -259,11 +263,23 @@ class ClientSession:
 
     def connection_lost(self, reason: str) -> None:
         """The connection is gone; `reason` is one line."""
-        if self.phase is Phase.QUITTING:
+        if self.phase is Phase.QUITTING or self._was_left:
             self._close(None)
         elif self.phase is not Phase.CLOSED:
             where = f" while waiting for {self.awaited.value}" if self.awaited is not Awaited.NOTHING else ""
             self._fail(TroubleKind.LOST, f"The connection was lost{where}: {reason}", "4.4.2")
+
+    @property
+    def _was_left(self) -> bool:
+        """Whether the host has only left a session that had nothing to do, perhaps as a message came to it.
+
+        Any host may (RFC 5321 section 4.5.3.2.7). That is no trouble, and says nothing of the message.
+        """
+        return (
+            self.phase is Phase.READY
+            and self._has_carried
+            and (not self._sendings or self._replies_at_rest == self.replies)
+        )
 
     def connect_failed(self, reason: str) -> None:
         """There is no connection; `reason` is one line."""
@@ -474,6 +490,7 @@ class ClientSession:
         self._ended(transaction)
 
     def _ended(self, transaction: Transaction) -> None:
+        self._has_carried = True
         transaction.finish(may_go_on=True)
         self._wait_or_finish(transaction.sending)
         self._go_on()

@@ -330,6 +330,19 @@ def test_abort_ends_all_that_is_outstanding() -> None:
     assert dialed.is_clean
 
 
+def test_abort_drops_a_connection_that_has_nothing_to_do() -> None:
+    """Without a word, and without blame."""
+    dialed = opened()
+    dialed.send(outgoing())
+    dialed.says(b"250 Ok\r\n250 Ok\r\n354 Go on\r\n")
+    dialed.says(b"250 Ok\r\n")
+    dialed.sender.abort()
+    assert dialed.was_aborted()
+    dialed.lost()
+    assert dialed.sender.trouble is None
+    assert dialed.is_clean
+
+
 class Stored:
     """Content that has to be read: the test says when."""
 

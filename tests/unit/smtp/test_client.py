@@ -519,6 +519,37 @@ def test_421_between_messages_ends_the_session() -> None:
     assert talk.deliveries[0].outcomes == ()
 
 
+@pytest.mark.parametrize("is_used_again", [False, True])
+def test_a_host_that_leaves_between_messages_is_in_no_trouble(is_used_again: bool) -> None:
+    """RFC 5321 section 4.5.3.2.7: a server may time out; a message that comes just then has not been tried."""
+    host = Host()
+    talk = exchange(host, outgoing())
+    host.says["MAIL"] = host.says["RCPT"] = host.says["DATA"] = b""
+    if is_used_again:
+        talk.session.send(outgoing(message_id=2))
+        talk.session.send(outgoing(message_id=3))
+        talk.run()
+    talk.session.connection_lost("closed")
+    talk.run()
+    assert not talk.session.is_usable
+    assert talk.session.trouble is None
+    rest = [(delivery.message_id, delivery.outcomes, delivery.trouble) for delivery in talk.deliveries[1:]]
+    assert rest == ([(2, (), None), (3, (), None)] if is_used_again else [])
+
+
+def test_a_host_that_leaves_in_the_first_message_or_in_the_middle_is_in_trouble() -> None:
+    """Else it would be tried for ever."""
+    first = exchange(Host(says={"MAIL": b"", "RCPT": b"", "DATA": b""}), outgoing())
+    middle = exchange(Host(), outgoing())
+    middle.host.says.update({"RCPT": b"", "DATA": b""})
+    middle.session.send(outgoing(message_id=2))
+    middle.run()
+    for talk in (first, middle):
+        talk.session.connection_lost("closed")
+        talk.run()
+        assert talk.deliveries[-1].trouble is not None
+
+
 @pytest.mark.parametrize(
     ("says", "is_ambiguous"),
     [
