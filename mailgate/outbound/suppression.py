@@ -14,13 +14,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
 
 from mailgate.smtp.grammar import GrammarError, domain_key
 from mailgate.smtp.reply import Reply, reply
-
-if TYPE_CHECKING:
-    from mailgate.outbound.plan import RecipientOutcome
 
 THRESHOLD = 3
 
@@ -46,9 +42,9 @@ class Suppressed:
         )
 
 
-def tells_of_the_address(outcome: RecipientOutcome) -> bool:
-    """Whether that failure counts: the other host has said that the address is wrong."""
-    return outcome.is_remote and outcome.result.value == "failed" and outcome.status in _OF_THE_ADDRESS
+def tells_of_the_address(status: str) -> bool:
+    """Whether a failure with that status, said by the other host, is one of the address."""
+    return status in _OF_THE_ADDRESS
 
 
 def key_of(address: str) -> str:

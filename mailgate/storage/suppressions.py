@@ -1,22 +1,37 @@
 """Suppressed addresses in the database: what was counted against an address, for all nodes.
 
 Addresses are compared with their domain in A-form and lower case; the local part is another mail system's business.
+Failures are collected and written a little later: a node that dies forgets some, and nobody is the worse for it.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mailgate.outbound.suppression import Suppressed, key_of
+import psycopg2
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.task import deferLater
+from twisted.logger import Logger
+
+from mailgate.outbound.suppression import Suppressed, key_of, tells_of_the_address
 from mailgate.storage import literal
+from mailgate.storage.errors import StorageUnavailable
 from mailgate.storage.queries import QUERIES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from twisted.internet.interfaces import IReactorTime
+    from twisted.python.failure import Failure
+
     from mailgate.storage.pool import Connection, Pool, Row
 
+INTERVAL_SECONDS = 10.0
+_FORGET_EVERY = 360  # intervals
+_MAX_WAITING = 10_000
 _TIMEOUT_SECONDS = 5.0
+
+log = Logger()
 
 
 class SuppressionStore:
@@ -45,10 +60,6 @@ class SuppressionStore:
                 now=repr(self._time()),
             )
 
-    async def delivered(self, addresses: Iterable[str]) -> None:
-        """Forget what was counted against these. @raises StorageUnavailable: the database can't be asked."""
-        await self._execute("note_success", addresses=literal.text_array(map(key_of, addresses)))
-
     async def find(self, address: str) -> Suppressed | None:
         """Whether that address is refused now. @raises StorageUnavailable: the database can't be asked."""
         rows = await self._execute("find_suppression", address=literal.text(key_of(address)), now=repr(self._time()))
@@ -61,3 +72,60 @@ class SuppressionStore:
     async def _execute(self, name: str, **values: str) -> list[Row]:
         parameters = {key.encode("ascii"): literal.encoded(value) for key, value in values.items()}
         return await self._pool.execute(QUERIES[name] % parameters, timeout_seconds=_TIMEOUT_SECONDS)
+
+
+class SuppressionWriter:
+    """Counts failures behind the back of delivery."""
+
+    def __init__(self, clock: IReactorTime, store: SuppressionStore) -> None:
+        """Nothing is written before `start`."""
+        self._clock = clock
+        self._store = store
+        self._waiting: dict[str, str] = {}
+        self._running: Deferred[None] | None = None
+
+    def failed(self, address: str, status: str, reply: str) -> None:
+        """The other host has refused that address for good, with that status and reply."""
+        if tells_of_the_address(status) and len(self._waiting) < _MAX_WAITING:
+            self._waiting[address] = reply
+
+    def start(self) -> None:
+        """Write every few seconds, until `stop`."""
+        if self._running is None:
+            self._running = Deferred.fromCoroutine(self._run())
+            self._running.addErrback(self._ended)
+
+    async def stop(self) -> None:
+        """Write what there is, and stop."""
+        running, self._running = self._running, None
+        if running is not None:
+            running.cancel()
+        await self.write()
+
+    async def write(self) -> None:
+        """Write what there is now. What can't be written is not counted."""
+        waiting, self._waiting = self._waiting, {}
+        try:
+            if waiting:
+                await self._store.failed(waiting.items())
+        except (StorageUnavailable, psycopg2.Error) as error:
+            log.info("failed addresses are not counted: {reason}", reason=" ".join(str(error).split()))
+
+    async def _run(self) -> None:
+        rounds = 0
+        while True:
+            await deferLater(self._clock, INTERVAL_SECONDS)
+            await self.write()
+            rounds += 1
+            if rounds % _FORGET_EVERY == 0:
+                await self._forget()
+
+    async def _forget(self) -> None:
+        try:
+            await self._store.forget()
+        except (StorageUnavailable, psycopg2.Error) as error:
+            log.info("suppressed addresses wait: {reason}", reason=" ".join(str(error).split()))
+
+    def _ended(self, failure: Failure) -> None:
+        if not failure.check(CancelledError):
+            log.failure("counting failed addresses failed", failure)
