@@ -125,6 +125,7 @@ class MailgateService(MultiService):
         self._databases: list[Connection | Pool] = []
         self._control: Connection | None = None
         self._behind: Connection | None = None
+        self._reporting: Connection | None = None
         self._directory: Directory | None = None
         self._senders: Senders | None = None
         self._signing_keys: SigningKeys | None = None
@@ -213,7 +214,9 @@ class MailgateService(MultiService):
             for which in (1, 2)
         ]
         behind = self._keep(Connection(self._reactor, dsn, name="mailgate-journal", setup=settle))
-        for connections in (control, writing, *large, behind):
+        # Counting a day for reports may take minutes, in which the journal must not wait.
+        self._reporting = self._keep(Connection(self._reactor, dsn, name="mailgate-reports", setup=settle))
+        for connections in (control, writing, *large, behind, self._reporting):
             await self._wait_for(connections)
         self._control, self._behind = control, behind
         self._directory = Directory(self._reactor, pool, control, postmaster=config.postmaster)
@@ -301,10 +304,10 @@ class MailgateService(MultiService):
 
     def _start_sending(self, ids: IdGenerator) -> None:
         """Begin to deliver, and to make and to look for reports."""
-        assert self._control and self._behind  # noqa: S101  # made by _open_database
+        assert self._control and self._reporting  # noqa: S101  # made by _open_database
         if self._delivery is not None:
             self._delivery.start(self._control)
-        store = ReportStore(self._behind)
+        store = ReportStore(self._reporting)
         daily = DailyReports(
             self._reactor,
             store,
@@ -401,7 +404,7 @@ class MailgateService(MultiService):
             )
         members.append(Member(ResultsPolicy(config.authserv_id), is_essential=True))
         arc = ArcPolicy(ArcOptions(), self._resolver, self._reactor)
-        sealing_keys = self._signing_keys if config.signing.arc else None
+        sealing_keys = self._signing_keys if self._config.signing.arc else None
         forwarding = ForwardingPolicy(config.authserv_id, sealing_keys, arc, self._reactor)
         members.append(Member(forwarding, is_essential=True))
         deadlines = config.deadlines
