@@ -74,13 +74,13 @@ class RecipientsPolicy:
         self._directory = directory
         self._rewriting = rewriting
 
-    def decide(self, request: Request) -> Verdict | Awaitable[Verdict]:
+    def decide(self, request: Request) -> Verdict | Deferred[Verdict]:
         """A verdict at once where the directory knows the recipient, else a Deferred of one."""
         if request.forward_path is None:
             raise ValueError("recipients are decided on at RCPT")
         address = request.forward_path.address
         if self._rewriting is not None and is_srs(address.local):
-            return self._returned(self._rewriting, request, address)
+            return Deferred.fromCoroutine(self._returned(self._rewriting, request, address))
         answer = self._directory.resolve(address)
         if isinstance(answer, Answer):
             return self._decided(answer, request, address)

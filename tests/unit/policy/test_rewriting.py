@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
 from dataclasses import replace
 from typing import Any, cast
 
@@ -78,10 +77,7 @@ class RewritingTest(SynchronousTestCase):
                 ForwardPath(parse_mailbox(recipient)),
             )
         )
-        if not isinstance(verdict, Awaitable):
-            return verdict
-        waiting = verdict if isinstance(verdict, Deferred) else Deferred.fromCoroutine(cast("Any", verdict))
-        return cast("Verdict", self.successResultOf(waiting))
+        return self.successResultOf(verdict) if isinstance(verdict, Deferred) else verdict
 
     def destinations(self, *arguments: Any, **options: Any) -> tuple[object, ...]:  # Any: of decide
         verdict = self.decide(*arguments, **options)
