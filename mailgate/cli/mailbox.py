@@ -28,6 +28,7 @@ class Mailbox:
     messages: int
     octets: int
     created_at: datetime
+    sending_limit: int | None
 
     def cells(self) -> tuple[str, ...]:
         """What a table shows of it."""
@@ -37,6 +38,7 @@ class Mailbox:
             f"{self.messages:,}",
             size(self.octets),
             "none" if self.quota_octets is None else size(self.quota_octets),
+            "" if self.sending_limit is None else f"{self.sending_limit:,}",
         )
 
     def record(self) -> dict[str, Any]:
@@ -48,6 +50,7 @@ class Mailbox:
             "messages": self.messages,
             "octets": self.octets,
             "created_at": self.created_at,
+            "sending_limit": self.sending_limit,
         }
 
 
@@ -119,6 +122,7 @@ def list_(invocation: Invocation, domain: str | None, as_json: bool) -> None:
         Column("MESSAGES", is_number=True),
         Column("SIZE", is_number=True),
         Column("QUOTA", is_number=True),
+        Column("SENDS A DAY", is_number=True),
     )
     note = "no mailboxes yet; add one with `mailgate mailbox add ADDRESS`"
     print_list(mailboxes, columns, as_json=as_json, note=note)
@@ -130,6 +134,13 @@ def list_(invocation: Invocation, domain: str | None, as_json: bool) -> None:
     "--quota", "quota_octets", type=size_argument, metavar="SIZE", help="At most that much mail, such as 2GiB."
 )
 @click.option("--no-quota", is_flag=True, help="Any amount of mail.")
+@click.option(
+    "--sending-limit",
+    type=click.IntRange(0),
+    metavar="N",
+    help="Let it send to so many recipients a day (UTC), whatever the configuration says.",
+)
+@click.option("--no-sending-limit", is_flag=True, help="Let the limits of the configuration hold.")
 @click.option("--enable/--disable", "is_enabled", default=None, help="Take mail for it and let it send, or don't.")
 @click.option(
     "--password/--no-password",
@@ -143,13 +154,19 @@ def set_(
     address: Address,
     quota_octets: int | None,
     no_quota: bool,
+    sending_limit: int | None,
+    no_sending_limit: bool,
     is_enabled: bool | None,
     has_password: bool | None,
 ) -> None:
     """Change the mailbox of ADDRESS; what is not named stays."""
     if quota_octets is not None and no_quota:
         raise click.UsageError("--quota and --no-quota exclude each other")
-    if quota_octets is None and not no_quota and is_enabled is None and has_password is None:
+    if sending_limit is not None and no_sending_limit:
+        raise click.UsageError("--sending-limit and --no-sending-limit exclude each other")
+    changes_quota = no_quota or quota_octets is not None
+    changes_sending_limit = no_sending_limit or sending_limit is not None
+    if not changes_quota and not changes_sending_limit and is_enabled is None and has_password is None:
         raise click.UsageError("nothing to change; see `mailgate mailbox set --help`")
     with invocation.database() as database:
         found = mailbox_at(database, address)
@@ -160,8 +177,10 @@ def set_(
         database.run(
             "set_mailbox",
             mailbox_id=found.id,
-            changes_quota=no_quota or quota_octets is not None,
+            changes_quota=changes_quota,
             quota_octets=quota_octets,
+            changes_sending_limit=changes_sending_limit,
+            sending_limit=sending_limit,
             is_enabled=is_enabled,
         )
     click.echo(f"changed {found.address}")

@@ -43,7 +43,7 @@ DELETE FROM domain WHERE id = %(domain_id)s;
 
 -- list_mailboxes: every mailbox, or those of one domain
 SELECT m.id, m.local_part, d.name, m.is_enabled, m.quota_octets, coalesce(u.messages, 0), coalesce(u.octets, 0),
-       m.created_at
+       m.created_at, m.sending_limit
 FROM mailbox m
 JOIN domain d ON d.id = m.domain_id
 LEFT JOIN mailbox_usage u ON u.mailbox_id = m.id
@@ -51,7 +51,7 @@ WHERE %(domain)s IS NULL OR d.name = %(domain)s
 ORDER BY d.name, m.local_part;
 
 -- find_mailbox: one mailbox by its address
-SELECT m.id, m.is_enabled, m.quota_octets, coalesce(u.messages, 0), coalesce(u.octets, 0), m.created_at
+SELECT m.id, m.is_enabled, m.quota_octets, coalesce(u.messages, 0), coalesce(u.octets, 0), m.created_at, m.sending_limit
 FROM mailbox m
 JOIN domain d ON d.id = m.domain_id
 LEFT JOIN mailbox_usage u ON u.mailbox_id = m.id
@@ -66,6 +66,7 @@ RETURNING id;
 -- set_mailbox: change what was given, keep the rest
 UPDATE mailbox
 SET quota_octets = CASE WHEN %(changes_quota)s THEN %(quota_octets)s ELSE quota_octets END,
+    sending_limit = CASE WHEN %(changes_sending_limit)s THEN %(sending_limit)s ELSE sending_limit END,
     is_enabled = coalesce(%(is_enabled)s, is_enabled)
 WHERE id = %(mailbox_id)s;
 
@@ -131,6 +132,20 @@ ON CONFLICT (kind, subject) DO UPDATE SET banned_until = EXCLUDED.banned_until, 
 
 -- remove_mailbox: a mailbox without mail
 DELETE FROM mailbox WHERE id = %(mailbox_id)s;
+
+-- add_grant: an address, or "@" and a domain, that a mailbox may send as
+INSERT INTO send_grant (mailbox_id, address) VALUES (%(mailbox_id)s, %(address)s) ON CONFLICT DO NOTHING;
+
+-- remove_grant: what a mailbox may send as no longer
+DELETE FROM send_grant WHERE mailbox_id = %(mailbox_id)s AND address = %(address)s;
+
+-- list_grants: what mailboxes may send as beside their own names, or one of them
+SELECT m.local_part, d.name, g.address, g.created_at
+FROM send_grant g
+JOIN mailbox m ON m.id = g.mailbox_id
+JOIN domain d ON d.id = m.domain_id
+WHERE %(mailbox_id)s::integer IS NULL OR m.id = %(mailbox_id)s
+ORDER BY d.name, m.local_part, g.address;
 
 -- list_aliases: every alias with its targets, or those of one domain
 SELECT a.local_part, d.name, array_agg(a.target ORDER BY a.target), min(a.created_at)

@@ -97,7 +97,7 @@ def _addresses(body: str) -> Iterator[Found]:
             if angle is not None:
                 raise NotAnAddress("two addresses without a comma between them")
             angle, position = _angle(body, position)
-        elif special[0] == ":" and angle is None:
+        elif special[0] == ":" and angle is None and not any("@" in body[start:end] for start, end in words):
             words = []  # that was the name of a group
             position += 1
         else:

@@ -5,6 +5,7 @@ The message is looked for in PostgreSQL, where delivery would find it.
 
 from __future__ import annotations
 
+import json
 import os
 import smtplib
 import subprocess
@@ -16,7 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner, Result
 
+from mailgate.cli.main import main
 from tests.integration.test_unix_listener import UnixSmtp
 from tests.support import postgres
 from tests.support.gate import TREE, Gate, free_port
@@ -256,3 +259,55 @@ def test_sendmail_starts_without_twisted() -> None:
         [sys.executable, "-c", program], capture_output=True, env={**os.environ, "PYTHONPATH": str(TREE)}, check=True
     )
     assert done.stdout == b"[]\n"
+
+
+# ---------------------------------------------------------------- mailgate send
+
+
+def sent_by_hand(sendmail: Sendmail, *arguments: str, text: str = "") -> Result:
+    return CliRunner().invoke(main, ["send", "--settings", str(sendmail.settings), *arguments], input=text)
+
+
+def test_a_person_sends_a_message_with_a_file(server: Server, sendmail: Sendmail, tmp_path: Path) -> None:
+    """What stands on standard input, to three people, one of them unseen."""
+    (tmp_path / "note.txt").write_text("attached\n")
+    arguments = ["--from", f"Night <{CRON}>", "--to", "alice", "--cc", BOB, "--bcc", CRON, "-s", "By hand"]
+    result = sent_by_hand(sendmail, *arguments, "--attach", str(tmp_path / "note.txt"), text="Hello.\n")
+    assert (result.exit_code, result.output[:25]) == (0, "handed in for 3 recipient"), result.output
+    ((content, recipients),) = server.query(
+        "SELECT convert_from(m.content, 'UTF8'), (SELECT count(*) FROM recipient r WHERE r.transaction_id = m.id)"
+        " FROM message m WHERE m.subject = 'By hand'"
+    )
+    assert recipients == 3
+    assert isinstance(content, str)
+    assert f"To: {ALICE}\r\nCc: {BOB}\r\n" in content
+    assert content.count(CRON) == 1
+    assert 'filename="note.txt"' in content
+
+
+def test_a_whole_message_goes_as_it_is(server: Server, sendmail: Sendmail) -> None:
+    """Its header says whom it is for."""
+    text = f"From: {CRON}\nTo: {ALICE}\nSubject: Whole\nX-Mark: 1\n\nHello.\n"
+    result = sent_by_hand(sendmail, "--from", CRON, "--message", "-", "--json", text=text)
+    assert result.exit_code == 0, result.output
+    assert [(json.loads(line)["recipient"], json.loads(line)["result"]) for line in result.output.splitlines()] == [
+        (ALICE, "delivered")
+    ]
+    assert server.query("SELECT count(*) FROM message WHERE subject = 'Whole'") == [(1,)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("--from", ALICE, "--to", BOB), 1, "MAIL FROM names alice@example.test, which is not yours"),
+        (("--from", CRON, "--to", "nobody"), 1, "nobody@example.test: 550 5.1.1"),
+        (("--from", CRON), 2, "nobody to send to; use --to"),
+        (("--from", "two words", "--to", BOB), 2, "is no address"),
+        (("--from", f"{CRON}, {BOB}", "--to", BOB), 2, "is not one address"),
+        (("--from", CRON, "--to", BOB, "--require-tls"), 1, "REQUIRETLS"),  # not offered here (RFC 8689 section 2)
+    ],
+)
+def test_what_went_wrong_is_told(sendmail: Sendmail, arguments: tuple[str, ...], code: int, said: str) -> None:
+    """Exit status 1 where it was refused, 2 where it was called wrongly."""
+    result = sent_by_hand(sendmail, *arguments)
+    assert (result.exit_code, said in result.output) == (code, True), result.output
