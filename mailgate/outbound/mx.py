@@ -156,14 +156,15 @@ class Survey:
             return Found(name, preference, problem=problem)
         families = [answers.get(name, record_type) for record_type in _FAMILIES[self.order]]
         addresses = _interleaved([[str(record) for record in answer.records] for answer in families])
-        is_authenticated = all(answer.is_authenticated for answer in families)
+        # A failure of one family must not switch DANE off: an attacker can bring it about (RFC 7672 section 2.1.2).
+        is_authenticated = all(each.is_authenticated for each in families if each.outcome is not Outcome.FAILURE)
         failed = next((answer for answer in families if answer.outcome is Outcome.FAILURE), None)
         if addresses:
             tried = addresses if self.allows_private_addresses else tuple(filter(is_public, addresses))
             if not tried:
                 text = f"{name} has only addresses that are not of the public Internet: {' '.join(addresses[:3])}"
                 problem = reply(550, "5.4.4", text)
-            return Found(name, preference, tried[:MAX_ADDRESSES], problem, is_authenticated and failed is None)
+            return Found(name, preference, tried[:MAX_ADDRESSES], problem, is_authenticated)
         if failed is not None:
             text = f"The addresses of {name} can't be had now: {failed.detail or failed.rcode}"
             return Found(name, preference, problem=reply(451, "4.4.3", text))

@@ -11,6 +11,7 @@ from typing import Any
 
 import dns.flags
 import dns.message
+import dns.name
 import dns.rcode
 import dns.rdatatype
 import dns.rrset
@@ -256,6 +257,24 @@ class Datagrams(Case):
             yield response.to_wire()
 
         await self.assert_fails(self.resolver(respond), "refers us to others")
+
+    async def test_an_answer_is_authenticated_where_each_alias_on_the_way_is(self) -> None:
+        """RFC 4035 section 3.2.3 is about one response; who forges the alias chooses where it leads."""
+        for flags, expected in (((True, True), True), ((False, True), False), ((True, False), False)):
+
+            def respond(query: Query, flags: tuple[bool, bool] = flags) -> Iterable[bytes]:
+                response = dns.message.make_response(query.message, recursion_available=True)
+                name = query.message.question[0].name
+                is_alias = name == dns.name.from_text("host.example.test")
+                kind, value = ("CNAME", "b.test.") if is_alias else ("A", "192.0.2.1")
+                response.answer.append(dns.rrset.from_text(name, 60, "IN", kind, value))
+                if flags[0 if is_alias else 1]:
+                    response.flags |= dns.flags.AD
+                yield response.to_wire()
+
+            answer = await self.ask(self.resolver(respond, trusts_ad=True))
+            assert (answer.records, answer.is_authenticated) == (("192.0.2.1",), expected)
+            await self.servers.pop().stop()
 
     async def test_aliases_in_a_circle_are_a_failure(self) -> None:
         """In one answer, and from query to query without an end."""

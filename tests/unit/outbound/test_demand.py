@@ -8,7 +8,7 @@ from random import Random
 
 import pytest
 
-from mailgate.dns.answer import RecordType
+from mailgate.dns.answer import Answer, RecordType
 from mailgate.dns.zone import Zone
 from mailgate.outbound.mta_sts import NOT_KNOWN, NotKnown, Policy, read_policy
 from mailgate.outbound.plan import Host, NoRoute, Route, TlsLevel
@@ -48,6 +48,19 @@ class Table:
         return self._policies.get(domain)
 
 
+class Partly:
+    """A zone that is authenticated but for some questions."""
+
+    def __init__(self, zone: Zone, plain: tuple[tuple[str, RecordType], ...]) -> None:
+        self._zone = zone
+        self._plain = plain
+
+    def lookup(self, name: str, record_type: RecordType) -> Answer:
+        answer = self._zone.lookup(name, record_type)
+        assert isinstance(answer, Answer)
+        return replace(answer, is_authenticated=(name, record_type) not in self._plain)
+
+
 def routed(
     domain: str = "example.test",
     *,
@@ -58,12 +71,15 @@ def routed(
     requires_tls: bool = False,
     tls_is_optional: bool = False,
     counts: TlsCounts | None = None,
+    plain: tuple[tuple[str, RecordType], ...] = (),
 ) -> Route | NoRoute:
     zone = Zone(TEXT, is_authenticated=is_authenticated)
     if change is not None:
         change(zone)
     policies = Table({} if sts is None else {domain: sts})
-    router = Router(zone, settings, policies=policies, random=Random(1), counts=counts)
+    router = Router(
+        Partly(zone, plain) if plain else zone, settings, policies=policies, random=Random(1), counts=counts
+    )
     coroutine = router.route(domain, requires_tls=requires_tls, tls_is_optional=tls_is_optional)
     with pytest.raises(StopIteration) as stop:
         coroutine.send(None)
@@ -111,6 +127,36 @@ def test_tlsa_records_are_not_even_asked_for_without_dnssec() -> None:
         zone.fail("_25._tcp.mx1.example.test")
 
     assert demands(routed(change=change)) == [("opportunistic", "default")] * 2
+
+
+@pytest.mark.parametrize(
+    ("name", "record_type"),
+    [
+        ("example.test", RecordType.MX),
+        ("mx1.example.test", RecordType.A),
+        ("mx1.example.test", RecordType.AAAA),
+        ("_25._tcp.mx1.example.test", RecordType.TLSA),
+    ],
+)
+def test_one_plain_answer_of_the_chain_leaves_no_dane(name: str, record_type: RecordType) -> None:
+    """RFC 7672 section 2.2.1 to 2.2.3: the absence of an IPv6 address too."""
+    assert demands(routed(plain=((name, record_type),)))[0] == ("opportunistic", "default")
+    assert demands(routed(plain=(("mx2.elsewhere.test", RecordType.A),)))[0] == ("dane", "dane")
+
+
+def test_an_alias_that_is_plain_is_not_followed_to_records() -> None:
+    """RFC 7672 section 2.2.3: then its own name is what counts, and that has none."""
+    found = routed("alias.test", plain=(("mx.alias.test", RecordType.CNAME),))
+    assert demands(found) == [("opportunistic", "default")]
+
+
+def test_a_family_that_can_not_be_had_does_not_switch_dane_off() -> None:
+    """RFC 7672 section 2.1.2: an attacker can make it fail; what is left is authenticated."""
+
+    def change(zone: Zone) -> None:
+        zone.fail("mx1.example.test", RecordType.AAAA)
+
+    assert demands(routed(is_authenticated=True, change=change))[0] == ("dane", "dane")
 
 
 def test_dane_can_be_switched_off() -> None:
