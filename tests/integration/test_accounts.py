@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+from pathlib import Path
 from threading import Event
 
 import pytest
 from argon2 import PasswordHasher
+from click.testing import CliRunner
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import TestCase
 
@@ -13,10 +17,12 @@ from mailgate.accounts.authenticator import MALFORMED, REFUSED, UNAVAILABLE
 from mailgate.accounts.bans import ACCOUNT_BANNED, NETWORK_BANNED, delay_seconds
 from mailgate.accounts.checker import DatabaseChecker
 from mailgate.accounts.hashing import Overloaded, PasswordThreads
+from mailgate.cli.main import main
 from mailgate.sasl.scram import ITERATIONS
 from mailgate.storage.credentials import Bounds, Credentials
 from tests.support import postgres
 from tests.support.accounts import CHEAP, TLS, USUAL, Node, add_account, set_password, view
+from tests.support.command import command_for
 from tests.support.scram_client import ScramClient
 from tests.support.waiting import reactor, until
 
@@ -38,6 +44,11 @@ class AccountsTestCase(TestCase):
         self.addCleanup(lambda: Deferred.fromCoroutine(node.stop()))
         await node.start()
         return node
+
+    def folder(self) -> Path:
+        folder = Path(tempfile.mkdtemp())
+        self.addCleanup(shutil.rmtree, folder)
+        return folder
 
     def query(self, sql: str) -> list[tuple[object, ...]]:
         return postgres.query(self.dsn, sql)
@@ -157,6 +168,28 @@ class ScramTests(AccountsTestCase):
         node = await self.node(Bounds(failures_per_network=1))
         await node.plain(ALICE, "wrong")
         assert await node.exchange("SCRAM-SHA-256", [b"n,,n=a,r=b"], view()) is NETWORK_BANNED
+
+
+class CommandLineTests(AccountsTestCase):
+    async def test_what_the_command_line_sets_is_what_a_node_checks(self) -> None:
+        """By PLAIN and by SCRAM, the account's own password and an app password, prepared alike (RFC 4013)."""
+        command = command_for(self.dsn, self.folder())
+        command.ok("mailbox", "add", "bob@example.test")
+        typed = "Stra\u00dfe\u00a0nach \u2168"
+        arguments = ["--config", str(command.config_path), "mailbox", "set", BOB, "--password"]
+        assert CliRunner().invoke(main, arguments, input=typed + "\n").exit_code == 0
+        app_password = command.ok("mailbox", "app-password", "add", BOB, "phone").strip()
+        node = await self.node()
+        for password in (typed, "Stra\u00dfe nach IX", app_password):
+            assert await node.plain(BOB, password) == BOB
+        for password in ("Stra\u00dfe nach IX", app_password):
+            client = ScramClient(BOB, password)
+            exchange = node.authenticator.begin("SCRAM-SHA-256", view())
+            server_first = await node.settled(exchange.step(client.first()))
+            assert isinstance(server_first, bytes)
+            server_final = await node.settled(exchange.step(client.final(server_first)))
+            assert isinstance(server_final, bytes)
+            assert client.accepts(server_final)
 
 
 class BanTests(AccountsTestCase):

@@ -16,7 +16,7 @@ from mailgate.accounts.passwords import salt_of, selector_of
 from mailgate.accounts.remembered import Remembered
 from mailgate.policy.stage import Role, SessionView, TlsState
 from mailgate.sasl.scram import make_verifier
-from mailgate.storage.credentials import CHANNEL, Bounds, Credentials, Failures
+from mailgate.storage.credentials import CHANNEL, Admission, Bounds, Count, Credentials, Failures
 from mailgate.storage.literal import settle
 from mailgate.storage.pool import Connection, Pool
 from tests.support.postgres import query
@@ -73,6 +73,23 @@ def view(client_address: str = "192.0.2.7", *, tls: TlsState | None = TLS, liste
     return SessionView(
         1, listener, Role.SUBMISSION, client_address, 4711, network, "192.0.2.25", 465, 1795440000.0, tls=tls
     )
+
+
+class NoFailures(Failures):
+    """Nobody is banned; failures are counted here."""
+
+    def __init__(self) -> None:
+        self.counted: list[str] = []
+
+    async def admission(self, address: str, network: str, account: str) -> Admission:
+        return Admission(False, False)
+
+    async def count(self, network: str, account: str, bounds: Bounds) -> Count:
+        self.counted.append(account)
+        return Count(1, 1, False, False)
+
+    async def succeeded(self, network: str, account: str, keep_seconds: float) -> None:
+        pass
 
 
 class Node:

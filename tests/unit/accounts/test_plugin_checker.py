@@ -19,8 +19,8 @@ from mailgate.accounts.bans import Guard
 from mailgate.accounts.plugin import UnusableChecker, make_checker
 from mailgate.dns.zone import Zone
 from mailgate.policy.plugin import PolicyThreads, Services
-from mailgate.storage.credentials import Admission, Bounds, Count, Failures
-from tests.support.accounts import view
+from mailgate.storage.credentials import Bounds, Failures
+from tests.support.accounts import NoFailures, view
 
 EXAMPLE = """
 from twisted.cred.checkers import ICredentialsChecker
@@ -44,23 +44,6 @@ word = CheckerPlugin("word", WordChecker)
 broken = CheckerPlugin("broken", lambda services: 1 / 0)
 nothing = CheckerPlugin("nothing", lambda services: object())
 """
-
-
-class NoFailures(Failures):
-    """Nobody is banned; failures are counted here."""
-
-    def __init__(self) -> None:
-        self.counted: list[str] = []
-
-    async def admission(self, address: str, network: str, account: str) -> Admission:
-        return Admission(False, False)
-
-    async def count(self, network: str, account: str, bounds: Bounds) -> Count:
-        self.counted.append(account)
-        return Count(1, 1, False, False)
-
-    async def succeeded(self, network: str, account: str, keep_seconds: float) -> None:
-        pass
 
 
 @pytest.fixture
