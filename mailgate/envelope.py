@@ -50,7 +50,6 @@ class MailParameters:
     hold_until: float | None = None  # seconds since the epoch: HOLDUNTIL, or HOLDFOR from MAIL on (RFC 4865)
     deliver_by: float | None = None  # seconds since the epoch: BY from MAIL on (RFC 2852)
     deliver_by_mode: Literal["", "N", "R"] = ""  # what is due then: a notice, or the end; "" without BY
-    deliver_by_trace: bool = False  # BY asks for a notice from every host that passes it on
 
 
 @dataclass(frozen=True, slots=True)

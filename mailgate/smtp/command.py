@@ -172,6 +172,7 @@ _BAD_BDAT = reply(501, "5.5.4", "Syntax: BDAT size [LAST]")
 _BAD_AUTH = reply(501, "5.5.4", "Syntax: AUTH mechanism [initial-response]")
 _BAD_BASE64 = reply(501, "5.5.2", "Syntax error: the initial response is not valid base64")
 _BAD_PARAMETER = reply(501, "5.5.4", "Syntax error: parameters are KEYWORD or KEYWORD=value, with spaces between them")
+_NO_TRACE = reply(555, "5.5.4", "BY with a trace (T) is not implemented")
 _HELD_TWICE = reply(501, "5.5.4", "Syntax error: HOLDFOR and HOLDUNTIL exclude each other")
 _PARAMETER_TWICE = reply(501, "5.5.4", "Syntax error: a parameter was given twice")
 UNKNOWN_MAIL_PARAMETER = reply(555, "5.5.4", "MAIL FROM parameter not recognized or not implemented")
@@ -388,7 +389,6 @@ def _mail_parameters(given: list[tuple[str, str | None]]) -> tuple[MailParameter
         hold_until,
         None,
         by.mode if by is not None else "",
-        by is not None and by.asks_for_trace,
     )
     return parameters, hold_for_seconds, by.seconds if by is not None else None
 
@@ -505,7 +505,6 @@ class _By:
 
     seconds: int
     mode: Literal["N", "R"]
-    asks_for_trace: bool
 
 
 #   deliverby-param = "BY"
@@ -517,14 +516,19 @@ _BY = re.compile(r"([+\-]?[0-9]{1,9});([NRnr])([Tt]?)")
 
 
 def _by(value: str | None) -> _By:
-    """RFC 2852 section 4: what is to be returned when the time is over needs time that is not."""
+    """RFC 2852 section 4: what is to be returned when the time is over needs time that is not.
+
+    We tell nobody when a message is passed on, so who asks for that trace is refused rather than left waiting.
+    """
     match = _BY.fullmatch(value) if value is not None else None
     if match is None:
         raise _bad_value("BY")
+    if match[3]:
+        raise CommandError(_NO_TRACE)
     seconds, mode = int(match[1]), match[2].upper()
     if mode == "R" and seconds <= 0:
         raise _bad_value("BY")
-    return _By(seconds, "R" if mode == "R" else "N", bool(match[3]))
+    return _By(seconds, "R" if mode == "R" else "N")
 
 
 _NOTIFY_WORDS = frozenset({"SUCCESS", "FAILURE", "DELAY"})

@@ -547,7 +547,6 @@ def _parameters(message: IncomingMessage) -> str:
             ("requires_tls", mail.requires_tls or None),
             ("held", None if mail.hold_until is None else f"{mail.hold_until - NOW:+g}"),
             ("by", None if mail.deliver_by is None else f"{mail.deliver_by - NOW:+g};{mail.deliver_by_mode}"),
-            ("trace", mail.deliver_by_trace or None),
         )
         if value is not None
     ]

@@ -159,7 +159,7 @@ UNDERSTOOD: list[tuple[bytes, Command]] = [
     (b"MAIL FROM:<Smith@bar.com> HOLDUNTIL=1970-01-01T23:59:60Z", mail(SMITH, hold_until=86_400.0)),
     (b"MAIL FROM:<Smith@bar.com> BY=120;R", by(120, deliver_by_mode="R")),
     (b"MAIL FROM:<Smith@bar.com> BY=+0;n", by(0, deliver_by_mode="N")),
-    (b"MAIL FROM:<Smith@bar.com> BY=-999999999;NT", by(-999_999_999, deliver_by_mode="N", deliver_by_trace=True)),
+    (b"MAIL FROM:<Smith@bar.com> BY=-999999999;N", by(-999_999_999, deliver_by_mode="N")),
 ]
 
 
@@ -325,6 +325,7 @@ REFUSED: list[tuple[bytes, int, str]] = [
     (b"MAIL FROM:<a@b.test> BY=10", 501, "5.5.4"),
     (b"MAIL FROM:<a@b.test> BY=10;", 501, "5.5.4"),
     (b"MAIL FROM:<a@b.test> BY=10;T", 501, "5.5.4"),
+    (b"MAIL FROM:<a@b.test> BY=10;NT", 555, "5.5.4"),
     (b"MAIL FROM:<a@b.test> BY=0;R", 501, "5.5.4"),
     (b"MAIL FROM:<a@b.test> BY=-1;R", 501, "5.5.4"),
     (b"MAIL FROM:<a@b.test> BY=1000000000;N", 501, "5.5.4"),
