@@ -4,7 +4,8 @@ Pure: values in, octets out. Whoever settles an attempt asks `mailgate.outbound.
 for, hands those of one message to `build`, and puts the octets on their way from the null reverse-path: into the queue,
 or into a mailbox of ours. The words are in `mailgate.outbound.dsn_text`.
 
-The whole message is returned only where RET=FULL asks for it, something failed, and it is not large; else its header.
+The whole message is returned only where RET=FULL asks for it, something failed, it is not large, and did not come with
+REQUIRETLS; else its header.
 
 What comes from strangers (replies, ENVID, ORCPT, the message itself) can't leave its place: it is made one line of
 printable characters, or is kept in a part of its own, behind a boundary that does not occur in it.
@@ -13,7 +14,8 @@ A notification to an ASCII address is ASCII itself, but for the body of a messag
 are written `utf-8; \x{F6}...`, and headers in UTF-8 are encoded. To an address in UTF-8 everything is UTF-8.
 
 Standards: RFC 3461 sections 4 to 6 (what is asked for), RFC 3462 and RFC 6522 (multipart/report), RFC 3464
-(message/delivery-status), RFC 6533 (UTF-8), RFC 3834 (Auto-Submitted), RFC 5321 section 6.1 (from the null path).
+(message/delivery-status), RFC 6533 (UTF-8), RFC 3834 (Auto-Submitted), RFC 5321 section 6.1 (from the null path),
+RFC 8689 section 5 (REQUIRETLS: as if RET=HDRS were asked, and REQUIRETLS again).
 """
 
 from __future__ import annotations
@@ -59,6 +61,7 @@ class Notification:
     octets: bytes
     is_eight_bit: bool  # its body has octets over 127
     is_smtputf8: bool  # it can only go where SMTPUTF8 is
+    requires_tls: bool  # as the message did
 
 
 def build(
@@ -103,7 +106,7 @@ def build(
     if not body.isascii():
         fields.append(b"Content-Transfer-Encoding: 8bit\r\n")
     octets = b"".join(fields) + b"\r\n" + body
-    return Notification(to, subject, message_id, octets, not body.isascii(), is_smtputf8)
+    return Notification(to, subject, message_id, octets, not body.isascii(), is_smtputf8, original.requires_tls)
 
 
 # ---------------------------------------------------------------- for programs
@@ -186,7 +189,11 @@ def _header_of(content: bytes) -> bytes:
 def _returned(
     original: OriginalMessage, header: bytes, recipients: Sequence[RecipientStatus], *, is_smtputf8: bool
 ) -> Part:
-    is_asked_whole = original.ret == "FULL" and any(each.action is Action.FAILED for each in recipients)
+    is_asked_whole = (
+        original.ret == "FULL"
+        and not original.requires_tls
+        and any(each.action is Action.FAILED for each in recipients)
+    )
     content = original.content
     if is_asked_whole and len(content) == original.size_octets <= MAX_RETURNED_OCTETS and has_short_lines(content):
         if header.isascii():

@@ -77,6 +77,7 @@ class OriginalMessage:
     size_octets: int  # of all of it
     ret: str | None = None  # "FULL" or "HDRS"
     envid: str | None = None  # decoded
+    requires_tls: bool = False  # RFC 8689
 
 
 _STATUS = re.compile(r"([245])\.[0-9]{1,3}\.[0-9]{1,3}")

@@ -107,6 +107,7 @@ class Originator:
                 created_at=now,
                 is_eight_bit=notification.is_eight_bit,
                 is_smtputf8=notification.is_smtputf8,
+                requires_tls=notification.requires_tls,
             )
 
         if answer.outcome is Outcome.NOT_OURS:

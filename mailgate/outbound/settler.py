@@ -215,7 +215,9 @@ class Settler:
         row, content = self._original(some[0].row.lease.queue_id)
         is_whole = row.ret == "FULL" and content.own_octets <= MAX_RETURNED_OCTETS
         octets = await beginning_of(content, MAX_RETURNED_OCTETS if is_whole else MAX_RETURNED_HEADER_OCTETS)
-        original = OriginalMessage(row.original_path, row.created_at, octets, content.own_octets, row.ret, row.envid)
+        original = OriginalMessage(
+            row.original_path, row.created_at, octets, content.own_octets, row.ret, row.envid, row.requires_tls
+        )
         recipients = [each.told for each in some if each.told is not None]
         about = tuple(each.row.lease for each in some)
         return await self._telling.notice(original, recipients, about, is_of_success=is_of_success)

@@ -222,7 +222,12 @@ def tls_mail(
         len(packed),
         subtype="report",
         parameters=" report-type=tlsrpt;",
-        more=(folded("TLS-Report-Domain", domain), folded("TLS-Report-Submitter", reporter.submitter)),
+        # A report of TLS that fails must not fail with it: RFC 8460 section 3, RFC 8689 section 3.
+        more=(
+            folded("TLS-Report-Domain", domain),
+            folded("TLS-Report-Submitter", reporter.submitter),
+            b"TLS-Required: No\r\n",
+        ),
     )
 
 

@@ -1086,7 +1086,7 @@ COMMENT ON FUNCTION collect_dmarc_day(date) IS 'Fills dmarc_day for that day, on
 
 CREATE FUNCTION send_own(
     p_id bigint, p_now double precision, p_header_from text, p_subject text, p_header_message_id text, p_content bytea,
-    p_sha256 bytea, p_sender text, p_recipients text[], p_local_keys text[], p_domains text[]
+    p_sha256 bytea, p_sender text, p_tls_is_optional boolean, p_recipients text[], p_local_keys text[], p_domains text[]
 ) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     mailboxes integer[];
@@ -1094,8 +1094,8 @@ DECLARE
 BEGIN
     INSERT INTO mailgate.message (id, received_at, reverse_path, header_from, subject, header_message_id, trace, content,
                                   size_octets, sha256)
-    VALUES (p_id, to_timestamp(p_now), '', p_header_from, p_subject, p_header_message_id, '', p_content,
-            octet_length(p_content), p_sha256);
+    VALUES (p_id, to_timestamp(p_now), '', p_header_from, p_subject, p_header_message_id,
+            convert_to(E'Return-Path: <>\r\n', 'UTF8'), p_content, octet_length(p_content), p_sha256);
     WITH found AS (
         SELECT r.kind, r.mailbox_id, r.is_enabled, n.place - 1 AS place,
                CASE r.kind WHEN 'not_ours' THEN n.recipient ELSE r.local_part || '@' || r.domain_name END AS address
@@ -1106,7 +1106,7 @@ BEGIN
            jsonb_agg(jsonb_build_object(
                'message_id', p_id, 'recipient', address, 'recipient_position', place,
                'domain', (mailgate.split_address(address)).domain_name, 'reverse_path', '', 'sender', p_sender,
-               'size_octets', octet_length(p_content), 'created_at', p_now))
+               'tls_is_optional', p_tls_is_optional, 'size_octets', octet_length(p_content), 'created_at', p_now))
                FILTER (WHERE kind IN ('forward', 'not_ours'))
     INTO mailboxes, rows FROM found;
     IF mailboxes IS NOT NULL THEN
@@ -1120,7 +1120,7 @@ BEGIN
     END IF;
 END
 $$;
-COMMENT ON FUNCTION send_own IS 'Makes a message of our own, from the null path: a row, a delivery for each mailbox of ours that a recipient leads to, and a row of the queue for each address elsewhere. p_local_keys and p_domains are the recipients'' parts, folded. A recipient that leads nowhere gets nothing. p_now is seconds since the epoch.';
+COMMENT ON FUNCTION send_own IS 'Makes a message of our own, from the null path: a row, a delivery for each mailbox of ours that a recipient leads to, and a row of the queue for each address elsewhere. p_local_keys and p_domains are the recipients'' parts, folded. A recipient that leads nowhere gets nothing. p_now is seconds since the epoch; p_tls_is_optional is that of the queue.';
 
 CREATE FUNCTION send_report(
     p_kind text, p_domain text, p_day date, p_report_id text, p_addresses text[],
@@ -1137,7 +1137,7 @@ BEGIN
     END IF;
     IF p_recipients <> '{}' THEN
         PERFORM mailgate.send_own(p_id, p_now, p_header_from, p_subject, p_header_message_id, p_content, p_sha256,
-                                  'mailgate', p_recipients, p_local_keys, p_domains);
+                                  'mailgate', p_kind = 'tls', p_recipients, p_local_keys, p_domains);
     END IF;
     RETURN true;
 END

@@ -241,6 +241,8 @@ class SentReportTests(WritingTestCase):
         ((recipients, message),) = self.mail()
         assert recipients == ["t@example.org"]
         assert message["TLS-Report-Domain"] == "example.org"
+        assert message["TLS-Required"] == "No"
+        assert self.query("SELECT tls_is_optional FROM queue") == [(True,)]
         assert message["TLS-Report-Submitter"] == "mx.example.test"
         assert message.get_param("report-type") == "tlsrpt"
         (attachment,) = (part for part in message.walk() if part.get_content_type() == "application/tlsrpt+gzip")

@@ -234,6 +234,14 @@ def test_the_whole_message_comes_back_only_where_it_is_asked_for_and_failed(
         assert str(returned.get_payload()).encode() == CONTENT[: CONTENT.index(b"\r\n\r\n") + 2]
 
 
+def test_a_message_that_required_tls_comes_back_as_its_header_and_requires_it_again() -> None:
+    """RFC 8689 section 5: RET=FULL is disregarded, and REQUIRETLS still used."""
+    notification = built(original=replace(ORIGINAL, ret="FULL", requires_tls=True))
+    assert notification.requires_tls
+    assert parts_of(parsed(notification))[2].get_content_type() == "text/rfc822-headers"
+    assert not built().requires_tls
+
+
 def test_a_large_message_comes_back_as_its_header() -> None:
     """A bounce is no way to send a large message to somebody."""
     content = CONTENT + b"x" * 70 + b"\r\n"
