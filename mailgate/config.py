@@ -387,6 +387,8 @@ _RELOADED_KEYS = frozenset(
         "authserv_id",
         "dns.servers",
         "dns.spare_loopback",
+        "submission.messages_per_day",
+        "submission.recipients_per_day",
         "authentication.failures_per_network",
         "authentication.failures_per_account",
         "authentication.counted_seconds",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import smtplib
 import subprocess
 import sys
@@ -16,13 +17,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import dkim
 import pytest
 from click.testing import CliRunner, Result
 
 from mailgate.cli.main import main
 from tests.integration.test_unix_listener import UnixSmtp
 from tests.support import postgres
-from tests.support.gate import TREE, Gate, free_port
+from tests.support.gate import TREE, Gate, eventually, free_port
 
 ALICE, BOB, CRON = "alice@example.test", "bob@example.test", "cron@example.test"
 
@@ -33,6 +35,9 @@ class Server:
     def __init__(self, folder: Path, log: Path) -> None:
         self.socket_path = folder / "submission.sock"
         self.dsn = postgres.fresh_database()
+        master_key = folder / "master.key"
+        master_key.write_text(secrets.token_hex(32))
+        master_key.chmod(0o600)
         self.gate = Gate(
             log=log,
             mailboxes=(ALICE, BOB, CRON),
@@ -47,6 +52,8 @@ class Server:
             local_users = {{ {os.getuid()} = "{CRON}" }}
             [outbound]
             port = {free_port()}
+            [signing]
+            master_key_file = "{folder}/master.key"
             """,
         )
 
@@ -105,6 +112,50 @@ def test_a_program_sends_as_nobody_else(server: Server) -> None:
             client.sendmail(ALICE, [BOB], f"From: {CRON}\r\n\r\nx\r\n")
         with refusal(550, b"5.7.1 From names alice@example.test, which is not yours"):
             client.sendmail(CRON, [BOB], f"From: {ALICE}\r\n\r\nx\r\n")
+
+
+def test_what_is_sent_is_signed_as_it_leaves(server: Server) -> None:
+    """RFC 6376: by both keys, over the fields that were added and without those that were removed; dkimpy verifies."""
+    config = str(server.gate.folder / "mailgate.toml")
+    records: dict[str, str] = {}
+    for arguments in (("generate", "example.test", "--json"), ("activate", "example.test", "--force")):
+        result = CliRunner().invoke(main, ["--config", config, "dkim", *arguments])
+        assert result.exit_code == 0, result.output
+        if "--json" in arguments:
+            records = {record["name"]: record["content"] for record in json.loads(result.stdout)}
+    assert len(records) == 2
+
+    def published(name: bytes, **_options: object) -> bytes | None:
+        content = records.get(name.decode().rstrip("."))
+        return None if content is None else content.encode()
+
+    with server.connect() as client:
+        message = f"From: {CRON}\r\nTo: {ALICE}\r\nBcc: {BOB}\r\nSubject: signed\r\n\r\nDone.  \r\n\r\n\r\n"
+        assert client.sendmail(CRON, [ALICE], message) == {}
+    ((octets,),) = server.query("SELECT message_octets(id) FROM message WHERE subject = 'signed'")
+    assert isinstance(octets, memoryview)
+    sent = bytes(octets)
+    assert sent.count(b"DKIM-Signature: ") == 2
+    verifier = dkim.DKIM(sent)
+    assert [verifier.verify(idx=number, dnsfunc=published) for number in range(2)] == [True, True]
+    for field in (b"date", b"message-id", b"from:from"):
+        assert field in sent.replace(b"\r\n\t", b"").lower().partition(b"h=")[2].partition(b";")[0]
+
+
+def test_a_message_that_was_sent_again_is_taken_once(server: Server) -> None:
+    """The 250 was lost: the resend is known by what the client sent, not by the Message-ID that we add."""
+    message = f"From: {CRON}\r\nTo: {ALICE}\r\nSubject: again\r\n\r\nx\r\n"
+    replies = []
+    for _ in range(2):
+        client = server.connect()
+        client.ehlo()
+        client.mail(CRON)
+        client.rcpt(ALICE)
+        replies.append(client.data(message))
+        client.close()  # without QUIT
+        eventually(lambda: server.query("SELECT is_lost FROM unconfirmed") in ([(True,)], []), "the loss is known")
+    assert replies[0] == replies[1]
+    assert server.query("SELECT count(*) FROM message WHERE subject = 'again'") == [(1,)]
 
 
 def test_mail_for_elsewhere_is_queued_with_what_was_asked(server: Server) -> None:
