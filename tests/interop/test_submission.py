@@ -5,8 +5,6 @@ Standards: RFC 4954 (AUTH), RFC 8314 (implicit TLS), RFC 6409, RFC 7677 and 9266
 
 from __future__ import annotations
 
-import secrets
-
 import pytest
 
 from tests.interop.clients import (
@@ -21,6 +19,7 @@ from tests.interop.clients import (
     by_swaks,
     logs_in_by_gsasl,
 )
+from tests.interop.messages import message, new_mark
 from tests.interop.world import ALICE, BOB, PASSWORD, World
 from tests.support.unavailable import Unavailable
 
@@ -31,6 +30,8 @@ MECHANISMS = {
     "msmtp": ("PLAIN", "LOGIN", "SCRAM-SHA-256", "SCRAM-SHA-256-PLUS"),
     "nodemailer": ("PLAIN", "LOGIN"),
 }
+# Some of them end what they send with another line end.
+BODY = b".dots\r\n..and more\r\n.\r\nend\r\n"
 WAYS = [(name, mechanism) for name, mechanisms in MECHANISMS.items() for mechanism in mechanisms]
 
 
@@ -42,37 +43,30 @@ def handed_in(client: Client, door: Door, login: Login, message: bytes, recipien
         pytest.skip(str(reason))
 
 
-def message(mark: str) -> bytes:
-    return (
-        f"From: {BOB}\r\nTo: {ALICE}\r\nSubject: by a program\r\nDate: Mon, 23 Nov 2026 12:00:00 +0000\r\n"
-        f"Message-ID: <{mark}@example.test>\r\n\r\n.dots\r\n..and more\r\n.\r\nend\r\n".encode()
-    )
-
-
 @pytest.mark.parametrize(("name", "mechanism"), WAYS)
 @pytest.mark.parametrize("tls", ["implicit", "starttls"])
 def test_a_program_logs_in_and_sends(world: World, name: str, mechanism: str, tls: TlsKind) -> None:
-    mark = secrets.token_hex(12)
-    sent = message(mark)
+    mark = new_mark()
+    sent = message(BOB, ALICE, mark, BODY)
     assert handed_in(CLIENTS[name], world.door(tls), Login(BOB, PASSWORD, mechanism), sent) is Came.SENT
     kept = world.kept(mark.encode())
     assert kept.reverse_path == BOB
     assert " with ESMTPSA " in kept.trace
-    assert kept.content.partition(b"\r\n\r\n")[2].rstrip() == b".dots\r\n..and more\r\n.\r\nend"
+    assert kept.content.partition(b"\r\n\r\n")[2].rstrip() == BODY.rstrip()
 
 
 @pytest.mark.parametrize("name", CLIENTS)
 def test_a_wrong_password_is_refused(world: World, name: str) -> None:
     """535 5.7.8 (RFC 4954 section 6), which each of them understands as that."""
     login = Login(BOB, "not-the-password", "PLAIN")
-    assert handed_in(CLIENTS[name], world.door("starttls"), login, message("never")) is Came.NO_LOGIN
+    assert handed_in(CLIENTS[name], world.door("starttls"), login, message(BOB, ALICE, "never")) is Came.NO_LOGIN
 
 
 @pytest.mark.parametrize("name", CLIENTS)
 def test_a_password_is_not_asked_for_in_plain_text(world: World, name: str) -> None:
     """Without TLS nothing is offered, so that no program sends its password (RFC 4954 section 4, RFC 8314)."""
     login = Login(BOB, PASSWORD, "PLAIN")
-    assert handed_in(CLIENTS[name], world.door("none"), login, message("never")) is Came.NOT_OFFERED
+    assert handed_in(CLIENTS[name], world.door("none"), login, message(BOB, ALICE, "never")) is Came.NOT_OFFERED
 
 
 @pytest.mark.parametrize("mechanism", ["SCRAM-SHA-256", "SCRAM-SHA-256-PLUS"])

@@ -7,6 +7,7 @@ uses, with a certificate for its name. The gate has `example.test`.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import secrets
 import shutil
@@ -22,7 +23,7 @@ import pytest
 
 from mailgate.dns.answer import RecordType
 from mailgate.dns.zone import Zone
-from tests.interop.clients import Door, TlsKind
+from tests.interop.clients import Door, TlsKind, implicit_tls
 from tests.support import postgres
 from tests.support.certificates import Authority
 from tests.support.command import Command
@@ -33,7 +34,7 @@ from tests.support.opendkim import OpenDkim
 from tests.support.opensmtpd import OpenSmtpd
 from tests.support.peer import Peer, Situation
 from tests.support.postfix import Postfix
-from tests.support.signed import RSA_2048, RSA_2048_RECORD
+from tests.support.signed import RSA_2048, RSA_2048_RECORD, sign
 from tests.support.unavailable import Unavailable
 
 DOMAIN = "example.test"
@@ -41,6 +42,14 @@ ALICE = f"alice@{DOMAIN}"
 BOB = f"bob@{DOMAIN}"
 PASSWORD = "correct horse battery staple"
 NOBODY = f"nobody@{DOMAIN}"
+# A large message is in pieces; its header is in the first.
+_KEPT = """
+SELECT reverse_path, trace, coalesce(content, (
+    SELECT string_agg(octets, ''::bytea ORDER BY position) FROM mailgate.message_piece WHERE message_id = message.id))
+FROM mailgate.message LEFT JOIN mailgate.message_piece ON message_id = message.id AND position = 0
+WHERE position(%s in coalesce(content, octets)) > 0 AND (reverse_path = '') = %s
+    AND EXISTS (SELECT FROM mailgate.delivery WHERE message_id = message.id)
+"""
 PEERS: tuple[type[Peer], ...] = (Postfix, Exim, OpenSmtpd)
 
 
@@ -63,6 +72,9 @@ class World:
         self.network = f"127.{64 + secrets.randbelow(128)}.{1 + secrets.randbelow(254)}"
         self.peer_port = free_port()
         self.zone = Zone()
+        self.keys: dict[str, bytes] = {}
+        for kind in PEERS:
+            self.publish_key(f"rsa._domainkey.{kind.name}.test", RSA_2048_RECORD)
         is_root = os.geteuid() == 0
         self.dns = NameServer(self.zone, f"{self.network}.53", 53 if is_root else 0)
         stack.enter_context(self.dns)
@@ -70,6 +82,9 @@ class World:
         self.dsn = postgres.fresh_database()
         stack.callback(postgres.drop_database, self.dsn)
         self._tls_port, self._starttls_port = free_port(), free_port()
+        self._master_key = folder / "master.key"
+        self._master_key.write_text(secrets.token_hex(32))
+        self._master_key.chmod(0o600)
         self.gate = Gate(
             log=folder / "gate.log",
             mailboxes=(ALICE, BOB),
@@ -79,13 +94,11 @@ class World:
         )
         stack.callback(self.gate.close)
         self._publish(DOMAIN, f"mail.{DOMAIN}", "127.0.0.1")
-        self.keys: dict[str, bytes] = {}
-        for kind in PEERS:
-            self.publish_key(f"rsa._domainkey.{kind.name}.test", RSA_2048_RECORD)
         self.unavailable: dict[str, str] = {}
         self.peers: dict[str, Peer] = {}
         self.gate.start()
-        self._set_password(BOB)
+        self._make_keys()
+        self.run("mailbox", "set", "--password", BOB, given=PASSWORD)
         for number, kind in enumerate(PEERS, 1):
             try:
                 self.peers[kind.name] = stack.enter_context(self._peer(kind, f"{self.network}.{number}"))
@@ -98,25 +111,42 @@ class World:
             pytest.skip(self.unavailable[name])
         return self.peers[name]
 
-    @property
-    def command(self) -> Command:
-        """The `mailgate` command on the gate's database."""
-        return Command(self.gate.config_path, self.dsn)
+    def run(self, *arguments: str, given: str = "") -> str:
+        """What the command `mailgate` prints, for this gate."""
+        command, environment = Command(self.gate.config_path, self.dsn).in_process(*arguments)
+        done = subprocess.run(
+            command, env=environment, input=given, capture_output=True, text=True, timeout=60, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def alias(self, target: str) -> str:
+        """An address of ours that leads there alone."""
+        address = f"{secrets.token_hex(8)}@{DOMAIN}"
+        self.run("alias", "add", address, target)
+        return address
+
+    def submit(self, recipient: str, message: bytes, *options: str, recipient_options: tuple[str, ...] = ()) -> None:
+        """Hand a message of Bob's in, as a program does; `options` go with MAIL."""
+        door = self.door("implicit")
+        with implicit_tls(door) as client:
+            client.login(BOB, PASSWORD)
+            client.sendmail(BOB, [recipient], message, options, recipient_options)
 
     def door(self, tls: TlsKind) -> Door:
         """Where programs hand mail in: with TLS "implicit", with "starttls", or there with "none"."""
         port = self._tls_port if tls == "implicit" else self._starttls_port
         return Door(port=port, tls=tls, host=f"mail.{DOMAIN}", authorities=self.authority.certificate_file)
 
-    def kept(self, marker: bytes) -> Kept:
-        """The message whose content has these octets, once the gate has stored it for somebody."""
+    def kept(self, marker: bytes, *, is_notice: bool = False) -> Kept:
+        """The message whose content has these octets, once it is in a mailbox of the gate; or the notice of them."""
         found: list[tuple[object, ...]] = []
 
         def is_there() -> bool:
             found[:] = postgres.query(
                 self.dsn,
-                "SELECT reverse_path, trace, content FROM mailgate.message WHERE position(%s in content) > 0",
-                (marker,),
+                _KEPT,
+                (marker, is_notice),
             )
             return bool(found)
 
@@ -136,12 +166,12 @@ class World:
 
     def has_dkimpy_pass(self, message: bytes, signature: int = 0) -> bool:
         """Whether dkimpy takes that signature of the message, counted from the top."""
-
-        def record(name: bytes, timeout: int = 5) -> bytes | None:
-            return self.keys.get(name.decode().removesuffix("."))
-
-        verified: bool = dkim.DKIM(message).verify(signature, dnsfunc=record)
+        verified: bool = dkim.DKIM(message).verify(signature, dnsfunc=self.key_record)
         return verified
+
+    def key_record(self, name: bytes, timeout: int = 5) -> bytes | None:
+        """The DKIM key at that name, as dkimpy asks for it."""
+        return self.keys.get(name.decode().removesuffix("."))
 
     def publish_key(self, name: str, record: bytes) -> None:
         """Put a DKIM key into the DNS."""
@@ -164,11 +194,22 @@ port = {self._starttls_port}
 addresses = ["127.0.0.1"]
 [authentication]
 failures_per_network = 1000
+[signing]
+master_key_file = "{self._master_key}"
+[outbound]
+port = {self.peer_port}
+allows_private_addresses = true
+tls = "verify"
+ca_file = "{self.authority.certificate_file}"
+mta_sts = false
+first_retry_seconds = 1
 """
 
-    def _set_password(self, mailbox: str) -> None:
-        command, environment = self.command.in_process("mailbox", "set", "--password", mailbox)
-        subprocess.run(command, env=environment, input=PASSWORD.encode(), check=True, capture_output=True, timeout=60)
+    def _make_keys(self) -> None:
+        """Two DKIM keys for our domain, as an operator makes and publishes them."""
+        for key in json.loads(self.run("dkim", "generate", DOMAIN, "--json")):
+            self.publish_key(key["name"], key["content"].encode())
+        self.run("dkim", "activate", DOMAIN)
 
     def _peer(self, kind: type[Peer], address: str) -> Peer:
         domain = f"{kind.name}.test"
@@ -195,6 +236,15 @@ failures_per_network = 1000
         self.zone.add(domain, RecordType.TXT, f"v=spf1 ip4:{address} -all".encode())
         self.zone.add(f"_dmarc.{domain}", RecordType.TXT, b"v=DMARC1; p=reject")
         self.zone.add(host, RecordType.TXT, f"v=spf1 ip4:{address} -all".encode())
+
+
+def relay(peer: Peer, message: bytes, reverse_path: str, recipient: str) -> bytes:
+    """Hand the peer a message of its domain to relay, and return it as it was handed over: signed, where it won't."""
+    if not peer.signs_itself:
+        message = sign(message, domain=peer.domain)
+    with peer.connect() as client:
+        client.sendmail(reverse_path, [recipient], message, ["BODY=8BITMIME"])
+    return message
 
 
 @contextlib.contextmanager

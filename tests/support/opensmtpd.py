@@ -37,6 +37,7 @@ class OpenSmtpd(Peer):
     """A private OpenSMTPD."""
 
     name: ClassVar[str] = "opensmtpd"
+    returns_envid: ClassVar[bool] = False
 
     def __init__(self, situation: Situation) -> None:
         programs = unpacked("opensmtpd", prefers_backports=True)

@@ -125,6 +125,7 @@ class Peer:
     name: ClassVar[str]
     signs_itself: bool = False  # what its own domain sends gets a DKIM signature
     has_smtputf8: ClassVar[bool] = False
+    returns_envid: ClassVar[bool] = True  # its notices have the ENVID that was given (RFC 3464 section 2.2.1)
     verifier: str | None = None  # the authserv-id under which it writes what it found of signatures
 
     def __init__(self, situation: Situation) -> None:
