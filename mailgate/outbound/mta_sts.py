@@ -16,18 +16,18 @@ from typing import Final
 MAX_POLICY_OCTETS: Final = 65_536  # RFC 8461 section 3.3 suggests to bound it
 MAX_AGE_SECONDS: Final = 31_557_600  # RFC 8461 section 3.2
 _MAX_PATTERNS: Final = 256
+_MAX_NAME_CHARS: Final = 255
 
 # RFC 8461 section 3.1:
 #   sts-text-record = sts-version 1*(sts-field-delim sts-field) [sts-field-delim]
 #   sts-field-delim = *WSP ";" *WSP ; sts-id = %s"id=" 1*32(ALPHA / DIGIT)
 #   sts-ext-name = (ALPHA / DIGIT) *31(ALPHA / DIGIT / "_" / "-" / ".") ; sts-ext-value = 1*(%x21-3A / %x3C / %x3E-7E)
-_DELIMITER = re.compile(rb"[ \t]*;[ \t]*")
 _ID = re.compile(rb"id=([A-Za-z0-9]{1,32})")
-_EXTENSION = re.compile(rb"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}=[\x21-\x3a\x3c\x3e-\x7e]+")
+_EXTENSION = re.compile(rb"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}=[\x21-\x3a\x3c\x3e-\x7e]++")
 
 # RFC 8461 section 3.2: a line is a key, a colon, and a value; lines end in CRLF or LF.
-_LINE = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.-]{0,31}):[ \t]*(.*?)[ \t]*")
-_MX = re.compile(r"(?:\*\.)?[a-z0-9_](?:[a-z0-9_-]*[a-z0-9])?(?:\.[a-z0-9_](?:[a-z0-9_-]*[a-z0-9])?)*")
+_LINE = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.-]{0,31}):(.*+)")
+_LABEL = re.compile(r"[a-z0-9_-]++")
 _DIGITS = re.compile(r"[0-9]{1,10}")
 
 
@@ -73,7 +73,7 @@ def policy_id(records: Iterable[object]) -> str | None:
     if len(texts) != 1:
         return None
     found = None
-    fields = _DELIMITER.split(texts[0].rstrip(b" \t"))[1:]
+    fields = _fields_of(texts[0])[1:]
     if fields and not fields[-1]:
         fields.pop()
     for field in fields:
@@ -86,7 +86,13 @@ def policy_id(records: Iterable[object]) -> str | None:
 
 
 def _is_ours(record: bytes) -> bool:
-    return _DELIMITER.split(record, maxsplit=1)[0] == b"v=STSv1"
+    return _fields_of(record)[0] == b"v=STSv1"
+
+
+def _fields_of(record: bytes) -> list[bytes]:
+    """Blanks round a semicolon are none of a field's; no pattern does this without going over long blanks again."""
+    first, *rest = record.split(b";")
+    return [first.rstrip(b" \t"), *(field.strip(b" \t") for field in rest)]
 
 
 def read_policy(octets: bytes) -> Policy:
@@ -105,7 +111,7 @@ def read_policy(octets: bytes) -> Policy:
         match = _LINE.fullmatch(line)
         if match is None:
             raise InvalidPolicy(f"{line[:60]!r} is no line of a policy")
-        key, value = match[1], match[2]
+        key, value = match[1], match[2].strip(" \t")
         if key == "mx":
             patterns.append(_pattern(value))
         else:
@@ -132,9 +138,14 @@ def _policy(values: dict[str, str], patterns: tuple[str, ...], text: str) -> Pol
 
 def _pattern(value: str) -> str:
     pattern = value.lower().removesuffix(".")
-    if not _MX.fullmatch(pattern):
+    labels = pattern.removeprefix("*.").split(".")
+    if len(pattern) > _MAX_NAME_CHARS or not all(_is_label(label) for label in labels):
         raise InvalidPolicy(f"{value[:60]!r} is no name of a host")
     return pattern
+
+
+def _is_label(text: str) -> bool:
+    return _LABEL.fullmatch(text) is not None and not text.startswith("-") and not text.endswith("-")
 
 
 def allows(policy: Policy, host: str) -> bool:

@@ -23,6 +23,7 @@ import mailgate.auth
 import mailgate.dns
 import mailgate.envelope
 import mailgate.message
+import mailgate.outbound.mta_sts
 import mailgate.proxy
 import mailgate.smtp.command
 import mailgate.smtp.grammar
@@ -33,6 +34,7 @@ MAX_GREEDY_REPEAT = 40
 MODULES = [
     mailgate.envelope,
     mailgate.message,
+    mailgate.outbound.mta_sts,
     mailgate.proxy,
     mailgate.smtp.command,
     mailgate.smtp.grammar,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -122,6 +124,18 @@ def test_what_is_no_policy_says_why(text: bytes, problem: str) -> None:
 def test_an_asterisk_stands_for_one_label(host: str, expected: bool) -> None:
     """RFC 8461 section 4.1."""
     assert allows(read_policy(EXAMPLE), host) is expected
+
+
+@pytest.mark.parametrize("piece", [b" ", b"\t;", b"; ", b"a", b"-", b"a.", b"x=y; ", b"a-", b"mx: ", b"\r"])
+def test_no_octets_take_long(piece: bytes) -> None:
+    """Nothing may keep the others waiting: 64 KiB of anything are read in a moment."""
+    octets = piece * (MAX_POLICY_OCTETS // len(piece) - 20)
+    before = time.process_time()
+    assert policy_id((b"v=STSv1; id=1" + octets + b"!",)) is None
+    for start in (b"", b"mx: ", b"version: "):
+        with pytest.raises(InvalidPolicy):
+            read_policy(start + octets + b"!")
+    assert time.process_time() - before < 0.5
 
 
 @given(st.binary(max_size=200) | st.lists(st.sampled_from(EXAMPLE.splitlines(keepends=True))).map(b"".join))
