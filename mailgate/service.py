@@ -59,6 +59,7 @@ from mailgate.policy.results import ResultsPolicy
 from mailgate.policy.signing import Signing
 from mailgate.policy.stage import Role, Stage
 from mailgate.policy.submission import SubmissionPolicy
+from mailgate.policy.suppression import SuppressionPolicy
 from mailgate.reports.daily import DailyReports
 from mailgate.reports.inbound import InboundReports
 from mailgate.sealing import UnusableKey, find_master_key
@@ -172,6 +173,8 @@ class MailgateService(MultiService):
         instance_number = await self._open_database(dsn)
         ids = IdGenerator(instance_number, time.time)
         await self._bootstrap()
+        if config.outbound.enabled:
+            self._delivery = await self._open_delivery(dsn, instance_number, ids)
         assert self._directory is not None  # noqa: S101  # made by _open_database
         try:
             chain = self._make_chain(config)
@@ -179,8 +182,6 @@ class MailgateService(MultiService):
             raise StartFailed(f"the policies can't be chained: {error}") from error
         for listener in config.listeners:
             self._factories[listener.name] = self._factory(listener, chain, ids)
-        if config.outbound.enabled:
-            self._delivery = await self._open_delivery(dsn, instance_number, ids)
         await self._listen()
         self._start_sending(ids)
         self._notifier.watchdog().setServiceParent(self)  # type: ignore[no-untyped-call]  # Twisted's has no types
@@ -387,6 +388,8 @@ class MailgateService(MultiService):
             Member(RecipientsPolicy(self._directory, self._rewriting)),
             Member(submission, frozenset({Role.SUBMISSION}), is_essential=True),
         ]
+        if self._delivery is not None and self._delivery.suppressions is not None:
+            members.append(Member(SuppressionPolicy(self._delivery.suppressions), frozenset({Role.SUBMISSION})))
         configurations: list[PolicyConfiguration] = []
         for use in config.policies:
             policy = make_policy(known[use.use], use.options, services)

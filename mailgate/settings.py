@@ -147,6 +147,7 @@ def delivery_settings(config: Config) -> DeliverySettings:
         source_addresses=outbound.source_addresses,
         ca_file=outbound.ca_file,
         uses_mta_sts=outbound.mta_sts,
+        suppress_days=outbound.suppress_days,
     )
 
 

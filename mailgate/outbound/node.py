@@ -24,12 +24,14 @@ from mailgate.outbound.origin import Originator
 from mailgate.outbound.plan import PublishedPolicy
 from mailgate.outbound.route import Router
 from mailgate.outbound.runner import QueueRunner, RunnerSettings
+from mailgate.outbound.suppression import THRESHOLD
 from mailgate.outbound.tls import ClientTls
 from mailgate.outbound.tls_report import TlsCounts
 from mailgate.storage.literal import settle
 from mailgate.storage.mta_sts import MtaStsTable
 from mailgate.storage.pool import Connection
 from mailgate.storage.queue import Queue, queue_setup
+from mailgate.storage.suppressions import SuppressionStore, SuppressionWriter
 from mailgate.storage.tls_results import TlsResultWriter
 
 if TYPE_CHECKING:
@@ -57,6 +59,7 @@ class DeliverySettings:
     source_addresses: Sequence[str] = ()
     ca_file: Path | None = None
     uses_mta_sts: bool = True
+    suppress_days: int = 0  # for how long addresses that failed for good are refused; 0: they are not
 
 
 class NodeDelivery:
@@ -89,6 +92,13 @@ class NodeDelivery:
         self.connections = (self.connection, claiming, settling)
         self._counts = TlsCounts(time.time)
         self._tls_results = TlsResultWriter(reactor, self.connection, self._counts)
+        self.suppressions: SuppressionStore | None = None
+        self._failures: SuppressionWriter | None = None
+        if settings.suppress_days:
+            self.suppressions = SuppressionStore(
+                self.connection, days=settings.suppress_days, threshold=THRESHOLD, time=time.time
+            )
+            self._failures = SuppressionWriter(reactor, self.suppressions)
         self._policies = self._mta_sts(resolver) if settings.uses_mta_sts else None
         router = Router(resolver, settings.router, policies=self._policies, counts=self._counts)
         originator = Originator(
@@ -106,11 +116,14 @@ class NodeDelivery:
             random=SystemRandom(),
             time=time.time,
             usage=directory.note_usage,
+            failed=self._failed,
         )
 
     def start(self, control: Connection) -> None:
         """Deliver until `stop`; `control` hears of new mail."""
         self._tls_results.start()
+        if self._failures is not None:
+            self._failures.start()
         self.runner.start(control)
 
     async def stop(self, seconds: float) -> None:
@@ -120,7 +133,13 @@ class NodeDelivery:
 
     def _ends(self) -> Sequence[Coroutine[Deferred[Any], Any, None]]:
         ends = [self._tls_results.stop()]
+        if self._failures is not None:
+            ends.append(self._failures.stop())
         return ends if self._policies is None else [*ends, self._policies.stop()]
+
+    def _failed(self, address: str, status: str, reply: str) -> None:
+        if self._failures is not None:
+            self._failures.failed(address, status, reply)
 
     def _mta_sts(self, resolver: Resolver) -> MtaStsPolicies:
         settings = self._settings
