@@ -184,6 +184,7 @@ class MailSender(TwistedProtocol):
         self._closed: list[Deferred[None]] = []
         self._piece: Deferred[bytes] | None = None  # of content, being read
         self._rest = b""  # of a piece that is too large to go at once
+        self._rest_of: tuple[int, int] | None = None  # the number of that piece, and of its transaction
         self._is_advancing = self._is_paused = self._is_tls_started = self._is_gone = self._is_closing = False
         self._replies = 0
         self._active_at = clock.seconds()
@@ -404,38 +405,39 @@ class MailSender(TwistedProtocol):
         if wanted is None:
             self._rest = b""
             return False
-        if self._rest:
-            self._give(self._rest)
+        content, number, transaction = wanted
+        if self._rest and self._rest_of == (number, transaction):
+            self._give(self._rest, number, transaction)
             return True
-        content, number = wanted
         try:
             piece = content.piece(number)
         except Exception:  # whatever is wrong with one message must not harm the others
             self._unreadable(Failure())
             return True
         if isinstance(piece, bytes):
-            self._give(piece)
+            self._give(piece, number, transaction)
             return True
         self._piece = piece
         piece.addCallbacks(self._piece_read, self._piece_failed, callbackArgs=(wanted,), errbackArgs=(wanted,))
         return self._piece is None
 
-    def _give(self, piece: bytes) -> None:
+    def _give(self, piece: bytes, number: int, transaction: int) -> None:
         if len(piece) <= _PART_OCTETS:
             self._rest = b""
             self._session.content(piece)
         else:
             self._rest = piece[_PART_OCTETS:]
+            self._rest_of = (number, transaction)
             self._session.content(piece[:_PART_OCTETS], ends_piece=False)
         if len(piece) >= _PART_OCTETS // 2:
             self._flush()
 
-    def _piece_read(self, piece: bytes, wanted: object) -> None:
+    def _piece_read(self, piece: bytes, wanted: tuple[object, int, int]) -> None:
         self._piece = None
         self._active_at = self._clock.seconds()
         # The host may have refused the rest in the meantime.
         if self._session.wanted == wanted:
-            self._give(piece)
+            self._give(piece, *wanted[1:])
         self._advance()
 
     def _piece_failed(self, failure: Failure, wanted: object) -> None:

@@ -96,6 +96,7 @@ class ClientSession:
         self._sendings: list[Sending] = []  # that have not ended
         self._open: Transaction | None = None  # whose end of data has not been sent
         self._wants_content = False
+        self._transactions = 0  # begun so far; at most one of them has content to send
         self._needs_reset = False
         self._is_quitting = False
         self._has_carried = False  # a transaction has ended
@@ -154,12 +155,12 @@ class ClientSession:
         return Awaited.HANDSHAKE if self.phase is Phase.HANDSHAKE else Awaited.NOTHING
 
     @property
-    def wanted(self) -> tuple[OutgoingContent, int] | None:
-        """Of which content the piece of which number is to be given next."""
+    def wanted(self) -> tuple[OutgoingContent, int, int] | None:
+        """Of which content the piece of which number is to be given next, and in which transaction of the session."""
         transaction = self._open
         if not self._wants_content or transaction is None:
             return None
-        return transaction.sending.message.content, transaction.piece_number
+        return transaction.sending.message.content, transaction.piece_number, self._transactions
 
     def take_output(self) -> bytes:
         """What is to be sent now."""
@@ -455,6 +456,7 @@ class ClientSession:
         )
         transaction = Transaction(sending, recipients, has_dsn=extensions.dsn, uses_chunks=uses_chunks)
         self._open = transaction
+        self._transactions += 1
         if self._needs_reset:
             self._needs_reset = False
             self._output.append(b"RSET\r\n")

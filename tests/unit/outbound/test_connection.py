@@ -395,6 +395,39 @@ def test_content_that_cannot_be_read_breaks_the_connection_off() -> None:
     assert not dialed.sender.is_usable
 
 
+CHUNKING = b"250-host.test\r\n250-PIPELINING\r\n250 CHUNKING\r\n"
+
+
+def test_a_piece_that_comes_after_the_content_was_refused_goes_nowhere() -> None:
+    """RFC 3030 section 2: a chunk may be refused while the next one is being read."""
+    dialed = opened(CHUNKING)
+    message, content = stored_message(2_000_000)
+    dialed.send(message)
+    dialed.says(b"250 Ok\r\n250 Ok\r\n")
+    content.asked[0][1].callback(b"First\r\n")
+    assert dialed.transport.take() == b"BDAT 7\r\nFirst\r\n"
+    dialed.says(b"552 5.3.4 Too large\r\n")
+    assert dialed.deliveries[0].outcomes[0].status == "5.3.4"
+    written = dialed.send(outgoing(message_id=2))
+    content.asked[1][1].callback(b"Second\r\n")
+    assert dialed.transport.take() == b""
+    assert written.startswith(b"RSET\r\nMAIL FROM")
+    assert dialed.says(b"250 Ok\r\n250 Ok\r\n250 Ok\r\n354 Go on\r\n").startswith(b"Subject: Example")
+
+
+def test_the_rest_of_a_piece_that_was_refused_is_not_sent_for_another_message() -> None:
+    """Even by a host that answers before it has been asked, and does not read meanwhile."""
+    dialed = opened(CHUNKING)
+    dialed.transport.is_slow = True
+    dialed.send(outgoing(pieces=(b"x" * 2_000_000 + b"\r\n",)))
+    dialed.send(outgoing(message_id=2))
+    dialed.transport.protocol.dataReceived(b"250 Ok\r\n250 Ok\r\n")
+    dialed.transport.protocol.dataReceived(b"552 No\r\n" + b"250 Ok\r\n" * 3 + b"354 Go on\r\n")
+    dialed.transport.take()
+    dialed.transport.protocol.resumeProducing()
+    assert dialed.transport.take() == LINES.replace(b"\r\n.", b"\r\n..") + b".\r\n"
+
+
 def test_content_that_never_comes_is_given_up() -> None:
     """Every wait has a deadline."""
     dialed = opened()

@@ -475,11 +475,14 @@ def test_large_content_goes_in_chunks(cut: int) -> None:
     assert b"BDAT 0 LAST" in talk.host.commands
 
 
-def test_a_chunk_refused_is_the_end_of_it() -> None:
-    """RFC 3030 section 2: the rest need not be heard."""
-    host = Host(extensions=CHUNKING, says={"BDAT": b"552 5.3.4 Too large\r\n"})
+@pytest.mark.parametrize("taken", [0, 1])
+def test_a_chunk_refused_is_the_end_of_it(taken: int) -> None:
+    """RFC 3030 section 2: the rest need not be heard; and a message of which a chunk is missing is never ended."""
+    refused = b"552 5.3.4 Too large\r\n"
+    host = Host(extensions=CHUNKING, says={"BDAT": [*[b"250 Ok\r\n"] * taken, refused]})
     talk = exchange(host, outgoing(pieces=(LARGE, LARGE)), outgoing(message_id=2))
     assert talk.outcomes() == {100: (Result.FAILED, "5.3.4"), 200: (Result.DELIVERED, "2.0.0")}
+    assert not any(command.endswith(b"LAST") for command in host.commands)
 
 
 @pytest.mark.parametrize("says", [{"MAIL": b"550 No\r\n"}, {"RCPT": b"550 No\r\n"}])
