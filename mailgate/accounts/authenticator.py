@@ -153,7 +153,7 @@ class Authenticator:
                 if known is not None:
                     return known
                 # The same wrong password again is no further guess: it is slowed and not counted.
-                exchange.log_failure(account, "the same wrong password again")
+                exchange.note_failure(account, "the same wrong password again")
                 await self._guard.slow()
                 return REFUSED
         found = await self._check(exchange, account, Password(account.encode(), step.password, session))
@@ -167,7 +167,7 @@ class Authenticator:
         try:
             refusal = await self._guard.refusal(exchange.session, account)
             if refusal is not None:
-                exchange.log_failure(account, "banned")
+                exchange.note_failure(account, "banned")
                 return refusal
             started: ScramStart = await self._in_time(self._checker.start_scram(account))
         except (StorageUnavailable, DeferredTimeout) as error:
@@ -181,7 +181,7 @@ class Authenticator:
 
     async def refuse(self, exchange: Exchange, account: str, problem: str) -> Reply:
         """Count what can't be right without being checked."""
-        exchange.log_failure(account, problem)
+        exchange.note_failure(account, problem)
         await self._guard.failed(exchange.session, account)
         return REFUSED
 
@@ -191,7 +191,7 @@ class Authenticator:
         try:
             refusal = None if is_admitted else await self._guard.refusal(exchange.session, account)
             if refusal is not None:
-                exchange.log_failure(account, "banned")
+                exchange.note_failure(account, "banned")
                 return refusal
             _, avatar, _ = await self._in_time(self._portal.login(credentials, None, IAccount))
         except UnhandledCredentials:  # a LoginFailed, and our own fault
@@ -237,7 +237,7 @@ class Exchange:
             case sasl.Authenticated():
                 return self.account
             case sasl.Failed(reason=sasl.Reason.MALFORMED):
-                self.log_failure(step.name, step.problem)
+                self.note_failure(step.name, step.problem)
                 return MALFORMED
             case sasl.Failed():
                 refused = self._authenticator.refuse(self, account_name(step.name), step.problem)
@@ -271,8 +271,8 @@ class Exchange:
         self.account = account
         return self._exchange.proved(credentials.matched).octets
 
-    def log_failure(self, account: str, problem: str) -> None:
-        """Say who has failed, and how; never with what."""
+    def note_failure(self, account: str, problem: str) -> None:
+        """Keep for the record, and say in the log, who has failed, and how; never with what."""
         self.account = account
         _log.info(
             "authentication of {account!r} by {mechanism} from {client} failed in session {session}: {problem}",

@@ -47,12 +47,10 @@ class Verifier:
 
     def text(self) -> str:
         """The form in which it is stored."""
-        salt, stored, server = (base64.b64encode(octets).decode() for octets in (self.salt, *self._keys))
+        salt, stored, server = (
+            base64.b64encode(octets).decode("ascii") for octets in (self.salt, self.stored_key, self.server_key)
+        )
         return f"SCRAM-SHA-256${self.iterations}:{salt}${stored}:{server}"
-
-    @property
-    def _keys(self) -> tuple[bytes, bytes]:
-        return self.stored_key, self.server_key
 
 
 def parse_verifier(text: str) -> Verifier:
