@@ -6,7 +6,7 @@ none; REQUIRETLS makes an authenticated host of an authenticated name of whateve
 where it works, or what config has as the least for all.
 
 Standards: RFC 7672 section 2.2 (which TLSA records count), RFC 8461 sections 2 (DANE comes first), 4.1 and 5 (modes),
-RFC 8689 sections 4.2.1 and 4.3 (REQUIRETLS, TLS-Required), RFC 8460 section 4.2 (how a policy is reported).
+RFC 8689 sections 4.2.1 and 4.2.2 (REQUIRETLS, TLS-Required), RFC 8460 section 4.2 (how a policy is reported).
 """
 
 from __future__ import annotations

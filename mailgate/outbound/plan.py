@@ -128,7 +128,7 @@ class OutgoingMessage:
     ret: str | None = None  # "FULL" or "HDRS"
     envid: str | None = None  # decoded
     requires_tls: bool = False  # RFC 8689
-    tls_is_optional: bool = False  # "TLS-Required: No" (RFC 8689 section 5)
+    tls_is_optional: bool = False  # "TLS-Required: No" (RFC 8689 section 3)
     deliver_by: float | None = None  # seconds since the epoch (RFC 2852); None where nothing was asked
     deliver_by_mode: Literal["", "N", "R"] = ""
 

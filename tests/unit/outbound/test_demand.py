@@ -273,7 +273,7 @@ def test_a_policy_in_testing_does_not_lower_the_least() -> None:
 
 
 def test_tls_required_no_sets_aside_what_domains_publish() -> None:
-    """RFC 8689 section 4.3; the operator's rules hold."""
+    """RFC 8689 section 4.2.2; the operator's rules hold."""
     strict = policy("enforce", "mx.other.test")
     found = routed(is_authenticated=True, sts=strict, tls_is_optional=True)
     assert demands(found) == [("opportunistic", "tls-required-no")] * 2
