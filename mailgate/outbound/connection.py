@@ -183,7 +183,8 @@ class MailSender(TwistedProtocol):
         self._ready: Deferred[MailSender] | None = None
         self._closed: list[Deferred[None]] = []
         self._piece: Deferred[bytes] | None = None  # of content, being read
-        self._rest = b""  # of a piece that is too large to go at once
+        self._rest = b""  # a piece that is too large to go at once
+        self._rest_start = 0  # so much of it has gone
         self._rest_of: tuple[int, int] | None = None  # the number of that piece, and of its transaction
         self._is_advancing = self._is_paused = self._is_tls_started = self._is_gone = self._is_closing = False
         self._replies = 0
@@ -407,7 +408,7 @@ class MailSender(TwistedProtocol):
             return False
         content, number, transaction = wanted
         if self._rest and self._rest_of == (number, transaction):
-            self._give(self._rest, number, transaction)
+            self._give(self._rest, number, transaction, self._rest_start)
             return True
         try:
             piece = content.piece(number)
@@ -421,14 +422,14 @@ class MailSender(TwistedProtocol):
         piece.addCallbacks(self._piece_read, self._piece_failed, callbackArgs=(wanted,), errbackArgs=(wanted,))
         return self._piece is None
 
-    def _give(self, piece: bytes, number: int, transaction: int) -> None:
-        if len(piece) <= _PART_OCTETS:
+    def _give(self, piece: bytes, number: int, transaction: int, start: int = 0) -> None:
+        end = start + _PART_OCTETS
+        if len(piece) <= end:
             self._rest = b""
-            self._session.content(piece)
+            self._session.content(piece[start:])
         else:
-            self._rest = piece[_PART_OCTETS:]
-            self._rest_of = (number, transaction)
-            self._session.content(piece[:_PART_OCTETS], ends_piece=False)
+            self._rest, self._rest_start, self._rest_of = piece, end, (number, transaction)
+            self._session.content(piece[start:end], ends_piece=False)
         if len(piece) >= _PART_OCTETS // 2:
             self._flush()
 
