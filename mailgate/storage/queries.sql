@@ -418,7 +418,8 @@ SELECT disowned, usage_mailbox, usage_octets FROM mailgate.settle_queue(
 );
 
 -- renew_leases: keep what we are at, and let go of what nobody is at any more.
-SELECT mailgate.renew_leases(%(instance)s, %(claims)s, %(now)s, %(lease_seconds)s, %(dead)s, %(is_steady)s);
+SELECT mailgate.renew_leases(%(instance)s, %(claims)s, %(now)s, %(lease_seconds)s, %(dead)s, %(is_steady)s,
+                             %(grace_seconds)s);
 
 -- list_destinations: what is left alone, or was in trouble.
 SELECT name, is_paused, extract(epoch FROM backed_off_until)::double precision, failures, reason

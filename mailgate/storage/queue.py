@@ -119,13 +119,18 @@ class Queue:
         instance: int,
         node: str,
         time: Callable[[], float],
+        server_grace_seconds: float = 30.0,
     ) -> None:
-        """`settling` is ours alone; the setup of both is `queue_setup`. `time` gives seconds since the epoch."""
+        """`settling` is ours alone; the setup of both is `queue_setup`. `time` gives seconds since the epoch.
+
+        For `server_grace_seconds` after a start of the server nobody is held to be dead: all have to connect again.
+        """
         self._claiming = claiming
         self._settling = settling
         self._instance = instance
         self._node = node
         self._time = time
+        self._server_grace_seconds = server_grace_seconds
 
     async def claim(
         self,
@@ -198,6 +203,7 @@ class Queue:
                 lease_seconds=repr(LEASE_SECONDS),
                 dead=literal.number_array(dead),
                 is_steady=repr(is_steady),
+                grace_seconds=repr(self._server_grace_seconds),
             ),
             timeout_seconds=_TIMEOUT_SECONDS,
         )

@@ -1878,7 +1878,8 @@ CREATE FUNCTION renew_leases(
     p_now double precision,
     p_lease_seconds double precision,
     p_dead integer[],  -- instances that seemed dead a while ago
-    p_is_steady boolean  -- whether the instance has done this lately: else it may be the one that was cut off
+    p_is_steady boolean,  -- whether the instance has done this lately: else it may be the one that was cut off
+    p_grace_seconds double precision  -- after a start of the server, when no instance has its lock back yet
 ) RETURNS integer[] LANGUAGE plpgsql AS $$
 DECLARE
     moment CONSTANT timestamptz := to_timestamp(p_now);
@@ -1887,8 +1888,7 @@ DECLARE
 BEGIN
     UPDATE mailgate.queue q SET leased_until = moment + make_interval(secs => p_lease_seconds)
     WHERE q.leased_by = p_instance AND q.claim = ANY (p_claims);
-    -- After a start of the server no instance has its lock back at once.
-    IF p_is_steady AND pg_postmaster_start_time() < clock_timestamp() - interval '30 seconds' THEN
+    IF p_is_steady AND pg_postmaster_start_time() < clock_timestamp() - make_interval(secs => p_grace_seconds) THEN
         SELECT array_agg(o.leased_by) INTO dead
         FROM (SELECT DISTINCT q.leased_by FROM mailgate.queue q
               WHERE q.leased_by IS NOT NULL AND q.leased_by <> p_instance) AS o

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -23,10 +23,12 @@ from mailgate.outbound.plan import (
     TroubleKind,
 )
 from mailgate.outbound.runner import QueueRunner, RunnerSettings
+from mailgate.storage.errors import StorageUnavailable
+from mailgate.storage.queue import DestinationState, QueuedRow, Settled
 
 if TYPE_CHECKING:
     from mailgate.outbound.plan import OutgoingMessage
-    from mailgate.storage.settlement import Lease, Notice
+    from mailgate.storage.settlement import Attempt, Lease, Notice, Settlement
 
 REFUSED = Trouble(TroubleKind.CONNECT, "Connection refused", "4.4.1")
 STALLED = Trouble(TroubleKind.TIMEOUT, "Timed out while waiting for the greeting", "4.4.2")
@@ -194,3 +196,150 @@ def runner_on(clock: Any, rows: Any, net: FakeNet, time: Callable[[], float], **
         "time": time,
     }
     return QueueRunner(clock, rows, **(given | more))
+
+
+@dataclass
+class FakeRow:
+    """A row of the queue."""
+
+    row: QueuedRow
+    due_at: float
+    claim: int | None = None
+
+
+class FakeRows:
+    """The queue in memory, without the turns of senders."""
+
+    def __init__(self, time: Callable[[], float]) -> None:
+        self.rows: dict[int, FakeRow] = {}
+        self.attempts: list[Attempt] = []
+        self.settlements: list[Settlement] = []
+        self.away: dict[str, DestinationState] = {}
+        self.claims = 0
+        self.is_away = False  # the database is
+        self._time = time
+
+    def add(self, recipient: str, **more: Any) -> int:
+        """The id of a new row."""
+        identifier = len(self.rows) + len(self.attempts) + 1
+        now = self._time()
+        given: dict[str, Any] = {
+            "id": identifier,
+            "message_id": identifier,
+            "recipient": recipient,
+            "domain": recipient.rpartition("@")[2],
+            "reverse_path": "carol@example.org",
+            "original_path": "carol@example.org",
+            "sender": "carol",
+            "notify": None,
+            "orcpt": None,
+            "ret": None,
+            "envid": None,
+            "is_eight_bit": False,
+            "is_smtputf8": False,
+            "requires_tls": False,
+            "tls_is_optional": False,
+            "deliver_by": None,
+            "deliver_by_mode": None,
+            "size_octets": 30,
+            "done": None,
+            "created_at": now,
+            "starts_at": now,
+            "is_delayed": False,
+            "attempts": 0,
+            "last_attempt_at": None,
+            "last_status": None,
+            "last_reply": None,
+            "trace": b"",
+            "content": b"Subject: Hello\r\n\r\nIt's here.\r\n",
+        }
+        row = QueuedRow(**(given | more))
+        self.rows[row.id] = FakeRow(row, row.starts_at)
+        return row.id
+
+    def _is_away(self, domain: str) -> bool:
+        state = self.away.get(domain)
+        return state is not None and (state.is_paused or (state.backed_off_until or 0.0) > self._time())
+
+    async def claim(
+        self, claim: int, *, at_most: int, per_destination: int, skipped: Any = (), **_more: Any
+    ) -> list[QueuedRow]:
+        self._check()
+        self.claims += 1
+        free = [
+            each
+            for each in self.rows.values()
+            if each.claim is None
+            and each.due_at <= self._time()
+            and each.row.domain not in skipped
+            and not self._is_away(each.row.domain)
+        ]
+        return self._take(claim, free[:at_most])
+
+    async def claim_overdue(
+        self, claim: int, *, delay_seconds: float, give_up_seconds: float, at_most: int
+    ) -> list[QueuedRow]:
+        self._check()
+        now = self._time()
+
+        def is_overdue(row: QueuedRow) -> bool:
+            return (
+                (row.deliver_by is not None and row.deliver_by <= now)
+                or (not row.is_delayed and row.starts_at <= now - delay_seconds)
+                or (row.is_delayed and row.starts_at <= now - give_up_seconds and self._is_away(row.domain))
+            )
+
+        free = [each for each in self.rows.values() if each.claim is None and is_overdue(each.row)]
+        return self._take(claim, free[:at_most])
+
+    def _take(self, claim: int, rows: list[FakeRow]) -> list[QueuedRow]:
+        for each in rows:
+            each.claim = claim
+        return [each.row for each in rows]
+
+    async def settle(self, settlement: Settlement) -> Settled:
+        self._check()
+        now = self._time()
+        self.settlements.append(settlement)
+        self.attempts += settlement.attempts
+        for ended in settlement.ended:
+            del self.rows[ended.lease.queue_id]
+        for kept in settlement.kept:
+            each = self.rows[kept.lease.queue_id]
+            each.claim = None
+            row = each.row
+            each.row = replace(
+                row,
+                attempts=row.attempts + kept.is_attempt,
+                last_attempt_at=now if kept.is_attempt else row.last_attempt_at,
+                last_status=kept.status or row.last_status,
+                last_reply=kept.reply or row.last_reply,
+                is_delayed=row.is_delayed or kept.is_delayed,
+                deliver_by=None if kept.is_deliver_by_over else row.deliver_by,
+            )
+            if kept.due_at is not None:
+                each.due_at = kept.due_at
+        for news in settlement.destinations.values():
+            before = self.away.get(news.name)
+            if news.reason is None:
+                self.away.pop(news.name, None)
+            else:
+                failures = 1 if before is None else before.failures + 1
+                seconds = min(news.first_seconds * 2.0 ** (failures - 1), news.longest_seconds)
+                self.away[news.name] = DestinationState(news.name, False, now + seconds, failures, news.reason)
+        return Settled()
+
+    async def renew(self, claims: Any, dead: Any, *, is_steady: bool) -> list[int]:
+        self._check()
+        return []
+
+    async def destinations(self) -> list[DestinationState]:
+        self._check()
+        return list(self.away.values())
+
+    async def piece(self, message_id: int, number: int) -> bytes:
+        return b""
+
+    def _check(self) -> None:
+        if self.is_away:
+            raise StorageUnavailable("no database")
