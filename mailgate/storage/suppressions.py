@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
     from mailgate.storage.pool import Connection, Pool, Row
 
-INTERVAL_SECONDS = 10.0
-_FORGET_EVERY = 360  # intervals
+INTERVAL_SECONDS = 2.0
+_FORGET_EVERY = 1800  # intervals
 _MAX_WAITING = 10_000
 _TIMEOUT_SECONDS = 5.0
 

@@ -1,0 +1,137 @@
+"""A bounce through a real mailgate: another host refuses a recipient, and the sender is told, once, in its mailbox."""
+
+from __future__ import annotations
+
+import email
+import os
+import socketserver
+import tempfile
+import threading
+from collections.abc import Iterator
+from email.message import EmailMessage
+from email.policy import SMTP
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from mailgate.cli.main import main
+from tests.integration.test_unix_listener import UnixSmtp
+from tests.support import postgres
+from tests.support.gate import Gate, eventually
+
+ALICE = "alice@example.test"
+
+
+class RefusingHost(socketserver.StreamRequestHandler):
+    """A host that knows nobody."""
+
+    def handle(self) -> None:
+        self.wfile.write(b"220 mx.elsewhere.test ESMTP\r\n")
+        for line in self.rfile:
+            verb = line[:4].upper()
+            if verb == b"EHLO":
+                self.wfile.write(b"250-mx.elsewhere.test\r\n250 ENHANCEDSTATUSCODES\r\n")
+            elif verb == b"RCPT":
+                self.wfile.write(b"550-5.1.1 There is nobody\r\n550 5.1.1 of that name here\r\n")
+            elif verb == b"QUIT":
+                self.wfile.write(b"221 2.0.0 Bye\r\n")
+                return
+            elif verb == b"DATA":
+                self.wfile.write(b"554 5.5.1 No valid recipients\r\n")
+            else:
+                self.wfile.write(b"250 2.0.0 Ok\r\n")
+
+
+class Server(socketserver.ThreadingTCPServer):
+    allow_reuse_address = True
+    daemon_threads = True
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Iterator[tuple[Gate, Path]]:
+    dsn = postgres.fresh_database()
+    with (
+        tempfile.TemporaryDirectory(prefix="mg-") as folder,  # pytest's are too long for a socket's name
+        Server(("127.0.0.1", 0), RefusingHost) as host,
+    ):
+        threading.Thread(target=host.serve_forever, daemon=True).start()
+        Path(folder).chmod(0o755)
+        path = Path(folder) / "submission.sock"
+        gate = Gate(
+            log=tmp_path / "log",
+            mailboxes=(ALICE,),
+            dsn=dsn,
+            settings=f"""
+            [listener.local]
+            role = "submission"
+            tls = "none"
+            endpoints = ["unix:{path}:mode=666"]
+            [submission]
+            local_users = {{ {os.getuid()} = "{ALICE}" }}
+            [outbound]
+            suppress_days = 7
+            tls = "none"
+            [[route]]
+            domains = ["elsewhere.test"]
+            to = "smtp://127.0.0.1:{host.server_address[1]}"
+            """,
+        )
+        try:
+            gate.start()
+            yield gate, path
+            assert gate.tracebacks() == []
+        finally:
+            gate.close()
+            postgres.drop_database(dsn)
+            host.shutdown()
+
+
+def bounces(dsn: str) -> list[EmailMessage]:
+    rows = postgres.query(
+        dsn,
+        "SELECT mailgate.message_octets(m.id) FROM mailgate.message m JOIN mailgate.delivery d ON d.message_id = m.id"
+        " WHERE m.reverse_path = '' ORDER BY m.id",
+    )
+    messages = [
+        email.message_from_bytes(bytes(octets), policy=SMTP) for (octets,) in rows if isinstance(octets, memoryview)
+    ]
+    return [message for message in messages if isinstance(message, EmailMessage)]
+
+
+def test_a_refused_recipient_is_one_bounce_and_at_last_a_refusal(gate: tuple[Gate, Path]) -> None:
+    """RFC 3464, RFC 5321 section 6.1; and an address that fails for good three times is refused at RCPT."""
+    mailgate, path = gate
+    dsn = mailgate.dsn
+    for number in range(1, 4):
+        with UnixSmtp(str(path), 25, "host.example.test", 20) as client:
+            message = f"From: {ALICE}\r\nSubject: {number}\r\n\r\nHello.\r\n"
+            client.sendmail(ALICE, ["bob@elsewhere.test"], message, mail_options=["RET=HDRS", "ENVID=e+2B1"])
+        eventually(lambda number=number: len(bounces(dsn)) == number, "the bounce is in the mailbox")
+        eventually(
+            lambda number=number: postgres.query(dsn, "SELECT failures FROM mailgate.suppression") == [(number,)],
+            "the failure is counted",
+        )
+    first = bounces(dsn)[0]
+    assert first["Return-Path"] == "<>"
+    assert first["Subject"] == "Not delivered: bob@elsewhere.test"
+    text, status, header = first.iter_parts()
+    assert isinstance(text, EmailMessage)
+    assert "There is nobody of that name here" in text.get_content().replace("5.1.1 ", "").replace("\r\n        ", " ")
+    groups = status.get_payload()
+    assert isinstance(groups, list)
+    assert groups[0]["Original-Envelope-Id"] == "e+1"
+    assert groups[1]["Final-Recipient"] == "rfc822; bob@elsewhere.test"
+    assert (groups[1]["Action"], groups[1]["Status"]) == ("failed", "5.1.1")
+    assert "Subject: 1" in str(header.get_payload())
+    assert postgres.query(dsn, "SELECT count(*) FROM mailgate.queue") == [(0,)]
+
+    with UnixSmtp(str(path), 25, "host.example.test", 20) as client:
+        client.ehlo()
+        client.mail(ALICE)
+        code, reply = client.rcpt("bob@ELSEWHERE.test")
+        assert code == 550
+        assert reply.startswith(b"5.1.1 Mail to this address has failed for good several times")
+        arguments = ["--config", str(mailgate.config_path), "suppression", "remove", "bob@elsewhere.test"]
+        assert CliRunner().invoke(main, arguments).exit_code == 0
+        assert client.rcpt("bob@elsewhere.test")[0] == 250
