@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -115,7 +116,7 @@ def test_five_days_of_deferrals_end_in_one_notice_of_delay_and_one_of_failure(wo
     assert world.told() == [("dora@elsewhere.test", "delayed", "4.2.2"), ("dora@elsewhere.test", "failed", "expired")]
     attempts = world.rows.attempts
     assert [attempt.result for attempt in attempts[-2:]] == ["deferred", "expired"]
-    pauses = [after.attempted_at - before.attempted_at for before, after in zip(attempts, attempts[1:], strict=False)]
+    pauses = [after.attempted_at - before.attempted_at for before, after in pairwise(attempts)]
     for number, pause in enumerate(pauses[:-1]):
         expected = min(300.0 * 2**number, 7200.0)
         assert 0.79 * expected <= pause <= 1.21 * expected + 70
@@ -425,11 +426,11 @@ def test_a_stop_finishes_what_is_under_way_and_gives_the_rest_back() -> None:
     (sender,) = host.open
     under_way = sender.outstanding
     stopped = world.stop()
-    assert not stopped.called
+    assert stopped.called is False
     while sender.waiting:
         sender.finish()
     world.run(1.0)
-    assert stopped.called
+    assert bool(stopped.called)
     assert len(world.rows.rows) == 10 - under_way
     assert all(each.claim is None and each.row.attempts == 0 for each in world.rows.rows.values())
 
