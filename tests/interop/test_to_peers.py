@@ -14,6 +14,7 @@ import pytest
 
 from tests.interop.messages import LARGE, SMALL, message, new_mark, unfolded_header
 from tests.interop.world import BOB, NOBODY, PEERS, World
+from tests.support.exim import SMART_DOMAIN
 from tests.support.peer import FORWARDED
 
 EVERY_PEER = pytest.mark.parametrize("name", [kind.name for kind in PEERS])
@@ -78,6 +79,19 @@ def test_a_peer_is_asked_for_a_notice_of_success(world: World, name: str) -> Non
     assert re.search(rb"\r\nAction: (delivered|relayed)", notice.content, re.IGNORECASE)
     if peer.returns_envid:
         assert re.search(rf"\r\nOriginal-Envelope-Id: {mark}\r\n".encode(), notice.content, re.IGNORECASE)
+
+
+def test_a_smarthost_is_authenticated_with(world: World) -> None:
+    """RFC 4954, over TLS that is verified; Exim takes this domain's mail from nobody else."""
+    peer, mark = world.peer("exim"), new_mark()
+    with peer.connect() as stranger:
+        stranger.mail(BOB)
+        assert stranger.rcpt(f"bob@{SMART_DOMAIN}")[0] == 550
+    sent = message(BOB, f"bob@{SMART_DOMAIN}", mark)
+    world.submit(f"bob@{SMART_DOMAIN}", sent, "BODY=8BITMIME")
+    arrived = peer.arrived(mark.encode())
+    assert arrived.endswith(sent)
+    assert " with esmtpsa " in unfolded_header(arrived)
 
 
 @pytest.mark.parametrize("name", WITH_SMTPUTF8)

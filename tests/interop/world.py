@@ -7,7 +7,6 @@ uses, with a certificate for its name. The gate has `example.test`.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import secrets
 import shutil
@@ -27,7 +26,8 @@ from tests.interop.clients import Door, TlsKind, implicit_tls
 from tests.support import postgres
 from tests.support.certificates import Authority
 from tests.support.command import Command
-from tests.support.exim import Exim
+from tests.support.exim import PASSWORD as SMARTHOST_PASSWORD
+from tests.support.exim import SMART_DOMAIN, USERNAME, Exim
 from tests.support.gate import Gate, eventually, free_port
 from tests.support.name_server import NameServer
 from tests.support.opendkim import OpenDkim
@@ -111,9 +111,14 @@ class World:
             pytest.skip(self.unavailable[name])
         return self.peers[name]
 
+    @property
+    def command(self) -> Command:
+        """The command `mailgate` for this gate. What asks the DNS takes a process of its own: `run`."""
+        return Command(self.gate.config_path, self.dsn)
+
     def run(self, *arguments: str, given: str = "") -> str:
-        """What the command `mailgate` prints, for this gate."""
-        command, environment = Command(self.gate.config_path, self.dsn).in_process(*arguments)
+        """What the command prints in a process of its own."""
+        command, environment = self.command.in_process(*arguments)
         done = subprocess.run(
             command, env=environment, input=given, capture_output=True, text=True, timeout=60, check=False
         )
@@ -123,7 +128,7 @@ class World:
     def alias(self, target: str) -> str:
         """An address of ours that leads there alone."""
         address = f"{secrets.token_hex(8)}@{DOMAIN}"
-        self.run("alias", "add", address, target)
+        self.command.ok("alias", "add", address, target)
         return address
 
     def submit(self, recipient: str, message: bytes, *options: str, recipient_options: tuple[str, ...] = ()) -> None:
@@ -179,6 +184,9 @@ class World:
         self.zone.add(name, RecordType.TXT, record)
 
     def _settings(self) -> str:
+        password = self.folder / "smarthost.password"
+        password.write_text(SMARTHOST_PASSWORD)
+        password.chmod(0o600)
         return f"""
 [dns]
 servers = ["{self.dns.host}:{self.dns.port}"]
@@ -203,11 +211,17 @@ tls = "verify"
 ca_file = "{self.authority.certificate_file}"
 mta_sts = false
 first_retry_seconds = 1
+[[route]]
+domains = ["{SMART_DOMAIN}"]
+to = "smtp://mx.exim.test:{self.peer_port}"
+tls = "verify"
+username = "{USERNAME}"
+password_file = "{password}"
 """
 
     def _make_keys(self) -> None:
         """Two DKIM keys for our domain, as an operator makes and publishes them."""
-        for key in json.loads(self.run("dkim", "generate", DOMAIN, "--json")):
+        for key in self.command.json("dkim", "generate", DOMAIN):
             self.publish_key(key["name"], key["content"].encode())
         self.run("dkim", "activate", DOMAIN)
 

@@ -1,7 +1,8 @@
 """Exim as a peer: Debian's light daemon, unpacked into a cache, started in a mount namespace with its user.
 
 It delivers as its own user, without set-user-id. It signs what its domain sends with DKIM, and writes what it found of
-the signatures of others into an Authentication-Results field.
+the signatures of others into an Authentication-Results field. Mail for `SMART_DOMAIN` it takes only from who has
+authenticated, as a smarthost does.
 """
 
 from __future__ import annotations
@@ -11,6 +12,10 @@ from typing import ClassVar
 
 from tests.support.debian import libraries, unpacked
 from tests.support.peer import FORWARDED, PROGRAMS, SYSTEM_USER, USERS, Mount, Namespace, Peer, Situation, SystemUser
+
+SMART_DOMAIN = "smart.exim.test"
+USERNAME = "mailgate"
+PASSWORD = "of-the-gate"
 
 _USER = SystemUser("Debian-exim", SYSTEM_USER)
 _CONFIGURATION = """\
@@ -23,7 +28,7 @@ keep_environment =
 deliver_drop_privilege = true
 daemon_smtp_ports = {port}
 local_interfaces = {address}
-domainlist own_domains = {domain}
+domainlist own_domains = {domain} : {smart_domain}
 hostlist clients = 127.0.0.0/8
 acl_smtp_rcpt = check_rcpt
 acl_smtp_data = check_data
@@ -43,6 +48,9 @@ log_selector = +all
 
 begin acl
 check_rcpt:
+  deny domains = {smart_domain}
+       ! authenticated = *
+       message = authenticate first
   accept domains = +own_domains
          verify = recipient
   accept domains = ! +own_domains
@@ -90,6 +98,15 @@ mail:
 
 begin retry
 * * F,1h,1m
+
+begin authenticators
+plain:
+  driver = plaintext
+  public_name = PLAIN
+  server_prompts = :
+  server_condition = ${{if and{{{{eq{{$auth2}}{{{username}}}}}{{eq{{$auth3}}{{{password}}}}}}}}}
+  server_set_id = $auth2
+  server_advertise_condition = ${{if def:tls_in_cipher}}
 """
 
 
@@ -118,6 +135,9 @@ class Exim(Peer):
             _CONFIGURATION.format(
                 host=self.host,
                 domain=self.domain,
+                smart_domain=SMART_DOMAIN,
+                username=USERNAME,
+                password=PASSWORD,
                 folder=self.folder,
                 programs=PROGRAMS,
                 address=situation.address,
