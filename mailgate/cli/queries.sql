@@ -429,7 +429,8 @@ FROM (
 ORDER BY g.messages DESC, g.domain;
 
 -- preview_dmarc_rows: what the DMARC report of a domain would say
-SELECT host(source), messages, disposition, aligned_dkim, aligned_spf, header_from, envelope_from, reasons, results
+SELECT host(source), messages, disposition, aligned_dkim, aligned_spf, header_from, envelope_from, reasons::text,
+       results::text
 FROM dmarc_groups(%(day)s, %(domain)s)
 ORDER BY messages DESC, source
 LIMIT %(at_most)s;
@@ -465,3 +466,76 @@ ON CONFLICT (address) DO UPDATE SET suppressed_until = excluded.suppressed_until
 
 -- remove_suppression: forget an address
 DELETE FROM suppression WHERE address = %(address)s;
+
+-- list_queue: what waits to be sent, the oldest first
+SELECT o.id, o.message_id, o.recipient, o.domain, o.reverse_path, o.sender, o.size_octets, o.created_at, o.state,
+       o.attempts, o.next_attempt_at, o.last_attempt_at, o.last_status, o.last_reply
+FROM queue_overview o
+WHERE o.id IN (SELECT queue_selected(%(messages)s, %(recipient)s, %(domain)s, %(sender)s))
+ORDER BY o.id LIMIT %(limit)s;
+
+-- count_queue: how much is selected
+SELECT count(*), count(DISTINCT q.message_id) FROM queue q
+WHERE q.id IN (SELECT queue_selected(%(messages)s, %(recipient)s, %(domain)s, %(sender)s));
+
+-- list_attempts: what was tried for a message, the oldest first
+SELECT attempted_at, recipient, result, status, reply, is_remote, is_ambiguous, host, host(address::inet), port,
+       tls_version, tls_cipher, tls_is_verified, tls_source, duration_seconds, node
+FROM attempt WHERE transaction_id = %(id)s
+ORDER BY attempted_at, queue_id;
+
+-- retry_queue: try again now
+UPDATE queue q SET due_at = now(), is_ready = true
+WHERE q.id IN (SELECT queue_selected(%(messages)s, %(recipient)s, %(domain)s, %(sender)s)) AND NOT q.is_held;
+
+-- retry_destinations: whose back-off ends with that
+UPDATE destination d SET backed_off_until = now(), changed_at = now()
+WHERE d.backed_off_until > now()
+  AND d.name IN (SELECT q.domain FROM queue q
+                 WHERE q.id IN (SELECT queue_selected(%(messages)s, %(recipient)s, %(domain)s, %(sender)s)));
+
+-- hold_queue: don't send for now
+UPDATE queue q SET is_held = true
+WHERE q.id IN (SELECT queue_selected(%(messages)s, %(recipient)s, %(domain)s, %(sender)s)) AND NOT q.is_held;
+
+-- release_queue: send what was held; its time begins anew
+UPDATE queue q SET is_held = false, is_ready = true, due_at = now(), starts_at = now()
+WHERE q.id IN (SELECT queue_selected(%(messages)s, %(recipient)s, %(domain)s, %(sender)s)) AND q.is_held;
+
+-- bounce_queue: give up, and tell the senders
+UPDATE queue q SET done = 'returned', domain = '-', is_held = false, is_ready = true, due_at = now(),
+                   last_reply = %(reason)s
+WHERE q.id IN (SELECT queue_selected(%(messages)s, %(recipient)s, %(domain)s, %(sender)s)) AND q.leased_by IS NULL;
+
+-- remove_queue: give up, and tell nobody
+WITH removed AS (
+    DELETE FROM queue q
+    WHERE q.id IN (SELECT queue_selected(%(messages)s, %(recipient)s, %(domain)s, %(sender)s)) AND q.leased_by IS NULL
+    RETURNING q.message_id
+)
+SELECT count(*), coalesce(array_agg(DISTINCT message_id), '{}') FROM removed;
+
+-- remove_unqueued_messages: messages that nobody waits for any more
+DELETE FROM message m
+WHERE m.id = ANY (%(messages)s)
+  AND NOT EXISTS (SELECT FROM delivery d WHERE d.message_id = m.id)
+  AND NOT EXISTS (SELECT FROM queue q WHERE q.message_id = m.id);
+
+-- pause_destination: send nothing there
+INSERT INTO destination AS d (name, is_paused, reason, changed_at) VALUES (%(name)s, true, %(reason)s, now())
+ON CONFLICT (name) DO UPDATE SET is_paused = true, reason = excluded.reason, changed_at = now();
+
+-- resume_destination: send there again, whatever trouble there was
+DELETE FROM destination WHERE name = %(name)s;
+
+-- list_destinations: where something waits, or that is left alone
+SELECT coalesce(d.name, q.domain), coalesce(q.recipients, 0), coalesce(q.messages, 0), q.oldest_at,
+       coalesce(d.is_paused, false), d.backed_off_until, coalesce(d.failures, 0), d.reason
+FROM (SELECT domain, count(*) AS recipients, count(DISTINCT message_id) AS messages, min(created_at) AS oldest_at
+      FROM queue GROUP BY domain) AS q
+FULL JOIN destination d ON d.name = q.domain
+ORDER BY coalesce(q.recipients, 0) DESC, 1
+LIMIT %(limit)s;
+
+-- notify_queue: tell the runners
+SELECT pg_notify('queue', %(payload)s);

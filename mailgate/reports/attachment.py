@@ -23,7 +23,7 @@ from mailgate.message import MAX_HEADER_OCTETS, fields_of
 from mailgate.reports.dmarc_report import UnreadableReport
 
 # Of a message, and of what is packed in it.
-MAX_MESSAGE_OCTETS = 16 * 1024 * 1024
+MAX_MESSAGE_OCTETS = 8 * 1024 * 1024
 MAX_UNPACKED_OCTETS = 50 * 1024 * 1024
 _CHUNK = 64 * 1024
 _ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg2
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import deferLater
+from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 
 from mailgate.ids import encode_id
@@ -42,7 +43,6 @@ from mailgate.storage.reports import OwnMail
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
 
-    from twisted.internet.interfaces import IReactorTime
     from twisted.python.failure import Failure
 
     from mailgate.dns.settle import Resolver
@@ -74,7 +74,7 @@ class DailyReports:
 
     def __init__(
         self,
-        clock: IReactorTime,
+        reactor: Any,  # Any: one object with more interfaces than a type can name
         store: ReportStore,
         resolver: Resolver,
         settings: ReportSettings,
@@ -83,8 +83,11 @@ class DailyReports:
         next_id: Callable[[], int],
         time: Callable[[], float],
     ) -> None:
-        """`time` gives seconds since the epoch; `signing` is None where nothing of ours is signed."""
-        self._clock = clock
+        """`reactor` has the threads and the clock; `time` gives seconds since the epoch.
+
+        `signing` is None where nothing of ours is signed.
+        """
+        self._reactor = reactor
         self._store = store
         self._resolver = resolver
         self._settings = settings
@@ -107,7 +110,7 @@ class DailyReports:
 
     async def _run(self) -> None:
         while True:
-            await deferLater(self._clock, self._seconds_to_next_round())
+            await deferLater(self._reactor, self._seconds_to_next_round())
             await self.make()
 
     def _seconds_to_next_round(self) -> float:
@@ -161,7 +164,7 @@ class DailyReports:
         except Undecided:
             log.debug("whom to report about {domain} can't be looked up now", domain=domain)
             return False
-        await deferLater(self._clock, _PAUSE_SECONDS)
+        await deferLater(self._reactor, _PAUSE_SECONDS)
         return is_sent
 
     async def _dmarc(self, day: date, domain: DmarcDomain) -> bool:
@@ -175,14 +178,12 @@ class DailyReports:
             return False
         reporter = self._settings.reporter
         rows = await self._store.dmarc_rows(day, domain.name)
-        report = dmarc_report_of(reporter, domain.name, record, day, rows)
-        return await self._send(
-            "dmarc",
-            domain.name,
-            day,
-            destinations,
-            lambda chosen, now: dmarc_mail(reporter, report, [each.address for each in chosen], now),
-        )
+
+        def made(chosen: Sequence[Destination], now: float) -> ReportMail:
+            report = dmarc_report_of(reporter, domain.name, record, day, rows)
+            return dmarc_mail(reporter, report, [each.address for each in chosen], now)
+
+        return await self._send("dmarc", domain.name, day, destinations, made)
 
     async def _tls(self, day: date, domain: str) -> bool:
         destinations = await tls_destinations(domain, self._resolver)
@@ -190,14 +191,13 @@ class DailyReports:
             await self._store.send("tls", domain, day, report_id("tls", domain, day), (), None)
             return False
         reporter = self._settings.reporter
-        report = tls_report_of(reporter, domain, day, await self._store.tls_results(day, domain))
-        return await self._send(
-            "tls",
-            domain,
-            day,
-            destinations,
-            lambda chosen, now: tls_mail(reporter, domain, day, report, [each.address for each in chosen], now),
-        )
+        rows = await self._store.tls_results(day, domain)
+
+        def made(chosen: Sequence[Destination], now: float) -> ReportMail:
+            report = tls_report_of(reporter, domain, day, rows)
+            return tls_mail(reporter, domain, day, report, [each.address for each in chosen], now)
+
+        return await self._send("tls", domain, day, destinations, made)
 
     async def _send(
         self,
@@ -208,13 +208,13 @@ class DailyReports:
         made: Callable[[Sequence[Destination], float], ReportMail],
     ) -> bool:
         now = self._time()
-        mail = made(destinations, now)
+        mail = await self._in_thread(made, destinations, now)
         fitting = [each for each in destinations if each.max_octets is None or mail.attached_octets <= each.max_octets]
         if not fitting:
             await self._store.send(kind, domain, day, mail.report_id, (), None)
             return False
         if len(fitting) != len(destinations):
-            mail = made(fitting, now)
+            mail = await self._in_thread(made, fitting, now)
         identifier = self._next_id()
         own = OwnMail(
             identifier,
@@ -229,6 +229,17 @@ class DailyReports:
         if is_sent:
             log.debug("{kind} report about {domain}: {id}", kind=kind, domain=domain, id=encode_id(identifier))
         return is_sent
+
+    async def _in_thread(
+        self,
+        made: Callable[[Sequence[Destination], float], ReportMail],
+        destinations: Sequence[Destination],
+        now: float,
+    ) -> ReportMail:
+        mail: ReportMail = await deferToThreadPool(
+            self._reactor, self._reactor.getThreadPool(), made, destinations, now
+        )
+        return mail
 
     async def _signed(self, octets: bytes) -> bytes:
         """The signatures to put on top; b"" where our own domain has no keys."""

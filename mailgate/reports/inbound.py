@@ -27,6 +27,7 @@ from mailgate.reports.attachment import MAX_MESSAGE_OCTETS, attachments, kind_of
 from mailgate.reports.dmarc_report import DmarcReport, UnreadableReport
 from mailgate.reports.tls_report import MAX_JSON_OCTETS, TlsPolicyReport, TlsReport
 from mailgate.storage.errors import StorageUnavailable
+from mailgate.storage.reports import dmarc_statement, tls_statement
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -85,6 +86,25 @@ def _report_of(chunks: Iterator[bytes]) -> DmarcReport | TlsReport | None:
 def _chained(first: bytes, rest: Iterable[bytes]) -> Iterator[bytes]:
     yield first
     yield from rest
+
+
+def _statements(message_id: int, message: PossibleReport) -> tuple[list[bytes], str]:
+    """What keeps the report in that message, and why there is none. Meant for a thread, as `report_in`."""
+    found = report_in(message.octets)
+    sender = authenticated_as(message.results)
+    match found.report:
+        case None:
+            return [], found.problem
+        case DmarcReport() as report:
+            return [dmarc_statement(report, message_id, message.received_at, sender)], ""
+        case TlsReport() as report:
+            by_domain: dict[str, list[TlsPolicyReport]] = {}
+            for policy in report.policies:
+                by_domain.setdefault(policy.domain, []).append(policy)
+            return [
+                tls_statement(report, domain, policies, message_id, message.received_at, sender)
+                for domain, policies in by_domain.items()
+            ], ""
 
 
 def authenticated_as(results: Sequence[dict[str, Any]]) -> str | None:  # Any: JSON
@@ -155,38 +175,20 @@ class InboundReports:
         message = await self._store.possible_report(message_id)
         if message is None:
             return False
-        result: Found = await deferToThreadPool(self._reactor, self._reactor.getThreadPool(), report_in, message.octets)
-        if result.report is None:
-            if result.problem:
-                log.info("{id} has no report: {problem!r}", id=encode_id(message_id), problem=result.problem)
-            return False
+        result: tuple[list[bytes], str] = await deferToThreadPool(
+            self._reactor, self._reactor.getThreadPool(), _statements, message_id, message
+        )
+        statements, problem = result
+        if problem:
+            log.info("{id} has no report: {problem!r}", id=encode_id(message_id), problem=problem)
         try:
-            await self._keep(result.report, message_id, message)
+            for statement in statements:
+                await self._store.keep(statement)
         except psycopg2.DataError as error:
             # Whatever a stranger may find that PostgreSQL takes ill must not stop the search at this message.
             log.warn("{id}: {reason!r}", id=encode_id(message_id), reason=" ".join(str(error).split()))
             return False
-        return True
-
-    async def _keep(self, report: DmarcReport | TlsReport, message_id: int, message: PossibleReport) -> None:
-        sender = authenticated_as(message.results)
-        if isinstance(report, DmarcReport):
-            await self._store.keep_dmarc(
-                report, message_id=message_id, received_at=message.received_at, authenticated_as=sender
-            )
-            return
-        by_domain: dict[str, list[TlsPolicyReport]] = {}
-        for policy in report.policies:
-            by_domain.setdefault(policy.domain, []).append(policy)
-        for domain, policies in by_domain.items():
-            await self._store.keep_tls(
-                report,
-                domain,
-                policies,
-                message_id=message_id,
-                received_at=message.received_at,
-                authenticated_as=sender,
-            )
+        return bool(statements)
 
     def _ended(self, failure: Failure) -> None:
         if not failure.check(CancelledError):

@@ -1,6 +1,7 @@
 """The reports that we send: made of what the database has counted, and put into messages.
 
-Pure. `mailgate.reports.daily` sees to it that they are made, and `mailgate dmarc report --preview` shows them.
+Pure. `mailgate.reports.daily` sees to it that they are made, in a thread, since a large one takes a second;
+`mailgate dmarc report --preview` shows them.
 
 A DMARC report is about one record. Where a domain has changed its record within the day, the last one is told.
 
@@ -9,7 +10,8 @@ Standards: RFC 9990 sections 3.1 and 3.5, RFC 8460 sections 4 and 5.3, RFC 3834 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING, Any
@@ -104,9 +106,11 @@ def _report_row(
     aligned_spf: bool,
     header_from: str,
     envelope_from: str,
-    reasons: Sequence[Mapping[str, str | None]],
-    results: Sequence[Mapping[str, str]],
+    reasons_json: str,
+    results_json: str,
 ) -> ReportRow:
+    reasons: list[dict[str, str | None]] = json.loads(reasons_json)
+    results: list[dict[str, str]] = json.loads(results_json)
     return ReportRow(
         source,
         messages,

@@ -270,7 +270,8 @@ FROM (
 ORDER BY g.domain;
 
 -- list_dmarc_rows: what the DMARC report of a domain is to say, the most frequent first.
-SELECT host(source), messages, disposition, aligned_dkim, aligned_spf, header_from, envelope_from, reasons, results
+SELECT host(source), messages, disposition, aligned_dkim, aligned_spf, header_from, envelope_from, reasons::text,
+       results::text
 FROM mailgate.dmarc_day
 WHERE day = %(day)s::date AND domain = %(domain)s
 ORDER BY messages DESC, source

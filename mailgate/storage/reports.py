@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _TIMEOUT_SECONDS = 60.0
 _COUNTING_SECONDS = 600.0  # a day of a busy node, grouped
 _AT_MOST_DOMAINS = 200
-AT_MOST_ROWS = 20_000
+AT_MOST_ROWS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,58 +159,63 @@ class ReportStore:
         """The search has come to that message."""
         await self._execute("move_report_cursor", message_id=str(message_id))
 
-    async def keep_dmarc(
-        self, report: DmarcReport, *, message_id: int, received_at: float, authenticated_as: str | None
-    ) -> None:
-        """Keep that report, if it is about a domain of ours and not there yet."""
-        rows = report.rows
-        policy = {name: text for name, text in asdict(report.policy).items() if text}
-        await self._execute(
-            "keep_dmarc_report",
-            **_origin(report, message_id, received_at, authenticated_as),
-            domain=literal.text(report.policy.domain),
-            contact=literal.text(report.contact),
-            policy=literal.text(_json(policy)),
-            row_position=literal.number_array(range(len(rows))),
-            row_source=literal.text_array(row.source for row in rows),
-            row_messages=literal.number_array(row.messages for row in rows),
-            row_disposition=literal.text_array(row.disposition for row in rows),
-            row_dkim=literal.text_array(row.dkim for row in rows),
-            row_spf=literal.text_array(row.spf for row in rows),
-            row_reasons=literal.text_array(_array([f"{a}: {b}" if b else a for a, b in row.reasons]) for row in rows),
-            row_header_from=literal.text_array(row.header_from for row in rows),
-            row_envelope_from=literal.text_array(row.envelope_from for row in rows),
-            row_envelope_to=literal.text_array(row.envelope_to for row in rows),
-            row_results=literal.text_array(_json(_results(row)) for row in rows),
-        )
-
-    async def keep_tls(
-        self,
-        report: TlsReport,
-        domain: str,
-        policies: Sequence[TlsPolicyReport],
-        *,
-        message_id: int,
-        received_at: float,
-        authenticated_as: str | None,
-    ) -> None:
-        """Keep what that report says of one domain, if that is ours and not there yet."""
-        await self._execute(
-            "keep_tls_report",
-            **_origin(report, message_id, received_at, authenticated_as),
-            domain=literal.text(domain),
-            successes=str(sum(policy.successes for policy in policies)),
-            failures=str(sum(policy.failures for policy in policies)),
-            policies=literal.text(_json([asdict(policy) for policy in policies])),
-        )
+    async def keep(self, statement: bytes) -> None:
+        """Keep a report: what `dmarc_statement` or `tls_statement` says."""
+        await self._pool.execute(statement, timeout_seconds=_TIMEOUT_SECONDS)
 
     async def forget(self, before: float, now: float) -> None:
         """Remove reports that end before that time (seconds since the epoch), and counts that nobody needs any more."""
         await self._execute("forget_reports", before=repr(float(before)), now=repr(float(now)))
 
     async def _execute(self, name: str, timeout_seconds: float = _TIMEOUT_SECONDS, /, **values: str) -> list[Row]:
-        parameters = {key.encode("ascii"): literal.encoded(value) for key, value in values.items()}
-        return await self._pool.execute(QUERIES[name] % parameters, timeout_seconds=timeout_seconds)
+        return await self._pool.execute(_statement(name, **values), timeout_seconds=timeout_seconds)
+
+
+def dmarc_statement(report: DmarcReport, message_id: int, received_at: float, authenticated_as: str | None) -> bytes:
+    """What keeps that report, if it is about a domain of ours and not there yet. Of many rows, it takes time."""
+    rows = report.rows
+    policy = {name: text for name, text in asdict(report.policy).items() if text}
+    return _statement(
+        "keep_dmarc_report",
+        **_origin(report, message_id, received_at, authenticated_as),
+        domain=literal.text(report.policy.domain),
+        contact=literal.text(report.contact),
+        policy=literal.text(_json(policy)),
+        row_position=literal.number_array(range(len(rows))),
+        row_source=literal.text_array(row.source for row in rows),
+        row_messages=literal.number_array(row.messages for row in rows),
+        row_disposition=literal.text_array(row.disposition for row in rows),
+        row_dkim=literal.text_array(row.dkim for row in rows),
+        row_spf=literal.text_array(row.spf for row in rows),
+        row_reasons=literal.text_array(_array([f"{a}: {b}" if b else a for a, b in row.reasons]) for row in rows),
+        row_header_from=literal.text_array(row.header_from for row in rows),
+        row_envelope_from=literal.text_array(row.envelope_from for row in rows),
+        row_envelope_to=literal.text_array(row.envelope_to for row in rows),
+        row_results=literal.text_array(_json(_results(row)) for row in rows),
+    )
+
+
+def tls_statement(
+    report: TlsReport,
+    domain: str,
+    policies: Sequence[TlsPolicyReport],
+    message_id: int,
+    received_at: float,
+    authenticated_as: str | None,
+) -> bytes:
+    """What keeps that report's policies of one domain, if that is ours and they are not there yet."""
+    return _statement(
+        "keep_tls_report",
+        **_origin(report, message_id, received_at, authenticated_as),
+        domain=literal.text(domain),
+        successes=str(sum(policy.successes for policy in policies)),
+        failures=str(sum(policy.failures for policy in policies)),
+        policies=literal.text(_json([asdict(policy) for policy in policies])),
+    )
+
+
+def _statement(name: str, **values: str) -> bytes:
+    return QUERIES[name] % {key.encode("ascii"): literal.encoded(value) for key, value in values.items()}
 
 
 def _page(day: date, after: str) -> dict[str, str]:
