@@ -101,12 +101,20 @@ def decide_overdue(row: QueuedRow, lease: Lease, schedule: Schedule, now: float,
 
 
 def decide_done(row: QueuedRow, lease: Lease, now: float) -> Decided:
-    """What is told of a recipient that was served when its message was accepted."""
-    action = Action.EXPANDED if row.done == "expanded" else Action.DELIVERED
+    """What is told of a recipient that isn't to be served any more: it was, with its message, or was given up."""
+    match row.done:
+        case "returned":
+            action, status = Action.FAILED, "5.0.0"
+            reply = row.last_reply or "Given up"
+            attempt = Attempt(row.message_id, row.id, row.recipient, now, 0.0, "failed", status, reply)
+        case "expanded":
+            action, status, reply, attempt = Action.EXPANDED, "2.1.5", "", None
+        case _:
+            action, status, reply, attempt = Action.DELIVERED, "2.1.5", "", None
     told = None
     if wants(row.original_path, notify_of(row), action):
-        told = _status(row, action, "2.1.5", "", "", now)
-    return Decided(Ended(lease, is_delivered=True), None, told)
+        told = _status(row, action, status, reply, "", now)
+    return Decided(Ended(lease, is_delivered=action is not Action.FAILED), attempt, told)
 
 
 def waiting_of(row: QueuedRow) -> Waiting:

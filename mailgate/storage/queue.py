@@ -70,7 +70,7 @@ class QueuedRow:
     deliver_by: float | None
     deliver_by_mode: Literal["N", "R"] | None
     size_octets: int
-    done: Literal["delivered", "expanded"] | None
+    done: Literal["delivered", "expanded", "returned"] | None
     created_at: float
     starts_at: float
     is_delayed: bool

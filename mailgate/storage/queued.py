@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from mailgate.storage.records import IncomingMessage
 
 OUR_SENDER = "mailgate"  # of notices and reports, where the queue is shared fairly
+NOWHERE = "-"  # the destination of what isn't sent any more
 
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), check_circular=False).encode
 
@@ -68,7 +69,7 @@ def _row_of(entry: QueueEntry) -> dict[str, Any]:
         "message_id": entry.message_id,
         "recipient": entry.recipient,
         "recipient_position": entry.recipient_position,
-        "domain": destination_of(entry.recipient),
+        "domain": NOWHERE if entry.done else destination_of(entry.recipient),
         "reverse_path": entry.reverse_path,
         "sender": entry.sender,
         "size_octets": entry.size_octets,

@@ -419,7 +419,7 @@ CREATE TABLE queue (
     deliver_by timestamptz,
     deliver_by_mode text CHECK (deliver_by_mode IN ('N', 'R')),
     size_octets bigint NOT NULL,
-    done text CHECK (done IN ('delivered', 'expanded')),
+    done text CHECK (done IN ('delivered', 'expanded', 'returned')),
     created_at timestamptz NOT NULL,
     starts_at timestamptz NOT NULL,
     due_at timestamptz NOT NULL,
@@ -440,7 +440,7 @@ COMMENT ON COLUMN queue.id IS 'Grows with time.';
 COMMENT ON COLUMN queue.message_id IS 'The message.';
 COMMENT ON COLUMN queue.recipient IS 'The address elsewhere.';
 COMMENT ON COLUMN queue.recipient_position IS 'recipient.position of the forward-path that led there; NULL for mail of our own.';
-COMMENT ON COLUMN queue.domain IS 'Its domain in A-form and lower case, or an address literal in brackets.';
+COMMENT ON COLUMN queue.domain IS 'Its domain in A-form and lower case, or an address literal in brackets; "-" where nothing is to be sent any more.';
 COMMENT ON COLUMN queue.reverse_path IS 'As it is sent out: rewritten where an alias forwards; "" for the null path.';
 COMMENT ON COLUMN queue.sender IS 'Who shares the queue fairly: the account, "client:" and its network where none authenticated, "alias:" and the forward-path for forwards, "mailgate" for our own notices.';
 COMMENT ON COLUMN queue.notify IS 'The NOTIFY parameter to act on (RFC 3461 section 4.1); NULL where it was not given.';
@@ -454,7 +454,7 @@ COMMENT ON COLUMN queue.tls_is_optional IS '"TLS-Required: No" was asked (RFC 86
 COMMENT ON COLUMN queue.deliver_by IS 'By when it is to be delivered (RFC 2852); NULL where nothing was asked.';
 COMMENT ON COLUMN queue.deliver_by_mode IS 'N: tell when it is late. R: give it up then.';
 COMMENT ON COLUMN queue.size_octets IS 'Of trace and content.';
-COMMENT ON COLUMN queue.done IS 'Nothing is to be sent, the sender only wants to know what became of the recipient: delivered, to a mailbox of ours; expanded, to what an alias leads to. NULL: it is to be sent.';
+COMMENT ON COLUMN queue.done IS 'Nothing is to be sent, the sender only wants to know what became of the recipient: delivered, to a mailbox of ours; expanded, to what an alias leads to; returned, because an operator has given it up. NULL: it is to be sent.';
 COMMENT ON COLUMN queue.created_at IS 'When the message was accepted.';
 COMMENT ON COLUMN queue.starts_at IS 'Since when it may be tried: since it was accepted, or until when its sender wanted it held (RFC 4865). Notice of delay and giving up count from here.';
 COMMENT ON COLUMN queue.due_at IS 'When the next attempt is due.';
@@ -1909,6 +1909,57 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION renew_leases IS 'Keeps the leases of an instance, and ends those that nobody is at any more: of claims that it knows nothing of, of instances that have died or let their time run out. Gives the instances that seem dead; who has seemed so twice is.';
+
+CREATE FUNCTION queue_selected(p_messages bigint[], p_recipient text, p_domain text, p_sender text) RETURNS SETOF bigint
+LANGUAGE sql STABLE AS $$
+    SELECT q.id FROM mailgate.queue q
+    WHERE (p_messages IS NULL OR q.message_id = ANY (p_messages))
+      AND (p_recipient IS NULL OR lower(q.recipient) = lower(p_recipient))
+      AND (p_domain IS NULL OR q.domain = p_domain)
+      AND (p_sender IS NULL OR lower(q.sender) = lower(p_sender) OR lower(q.reverse_path) = lower(p_sender)
+           OR EXISTS (SELECT FROM mailgate.message m
+                      WHERE m.id = q.message_id AND lower(m.reverse_path) = lower(p_sender)))
+$$;
+COMMENT ON FUNCTION queue_selected IS 'The rows of the queue that meet all that is not NULL: messages, recipient, destination, and the account or the reverse-path.';
+
+CREATE VIEW queue_overview AS
+SELECT q.id,
+       q.message_id,
+       q.recipient,
+       q.domain,
+       q.reverse_path,
+       q.sender,
+       q.size_octets,
+       q.created_at,
+       q.attempts,
+       q.last_attempt_at,
+       q.last_status,
+       q.last_reply,
+       CASE WHEN q.leased_by IS NOT NULL THEN 'sending'
+            WHEN q.is_held THEN 'held'
+            WHEN d.is_paused THEN 'paused'
+            WHEN d.backed_off_until > now() THEN 'backed off'
+            WHEN q.due_at <= now() THEN 'ready'
+            ELSE 'waiting' END AS state,
+       CASE WHEN NOT q.is_held AND NOT coalesce(d.is_paused, false)
+            THEN greatest(q.due_at, d.backed_off_until) END AS next_attempt_at
+FROM queue q
+LEFT JOIN destination d ON d.name = q.domain;
+COMMENT ON VIEW queue_overview IS 'What waits to be sent: a row a recipient.';
+COMMENT ON COLUMN queue_overview.id IS 'queue.id.';
+COMMENT ON COLUMN queue_overview.message_id IS 'The message.';
+COMMENT ON COLUMN queue_overview.recipient IS 'The address elsewhere.';
+COMMENT ON COLUMN queue_overview.domain IS 'Its destination.';
+COMMENT ON COLUMN queue_overview.reverse_path IS 'As it is sent out.';
+COMMENT ON COLUMN queue_overview.sender IS 'Who shares the queue fairly.';
+COMMENT ON COLUMN queue_overview.size_octets IS 'Of trace and content.';
+COMMENT ON COLUMN queue_overview.created_at IS 'When the message was accepted.';
+COMMENT ON COLUMN queue_overview.attempts IS 'How many attempts were made.';
+COMMENT ON COLUMN queue_overview.last_attempt_at IS 'When the last one ended.';
+COMMENT ON COLUMN queue_overview.last_status IS 'The status code that it came to.';
+COMMENT ON COLUMN queue_overview.last_reply IS 'What it came to, as one line.';
+COMMENT ON COLUMN queue_overview.state IS 'sending: an instance is at it. held: an operator has stopped it. paused: its destination. backed off: its destination is in trouble. ready: somebody will take it. waiting: for its next attempt.';
+COMMENT ON COLUMN queue_overview.next_attempt_at IS 'When it is tried, at the earliest; NULL: when an operator lets it.';
 
 -- ---------------------------------------------------------------- retention
 --
