@@ -102,15 +102,17 @@ def decide_overdue(row: QueuedRow, lease: Lease, schedule: Schedule, now: float,
 
 def decide_done(row: QueuedRow, lease: Lease, now: float) -> Decided:
     """What is told of a recipient that isn't to be served any more: it was, with its message, or was given up."""
+    attempt: Attempt | None = None
+    reply = ""
     match row.done:
         case "returned":
             action, status = Action.FAILED, "5.0.0"
             reply = row.last_reply or "Given up"
             attempt = Attempt(row.message_id, row.id, row.recipient, now, 0.0, "failed", status, reply)
         case "expanded":
-            action, status, reply, attempt = Action.EXPANDED, "2.1.5", "", None
+            action, status = Action.EXPANDED, "2.1.5"
         case _:
-            action, status, reply, attempt = Action.DELIVERED, "2.1.5", "", None
+            action, status = Action.DELIVERED, "2.1.5"
     told = None
     if wants(row.original_path, notify_of(row), action):
         told = _status(row, action, status, reply, "", now)

@@ -325,6 +325,14 @@ def test_a_recipient_of_ours_was_delivered_already(world: World) -> None:
     assert not world.rows.rows
 
 
+def test_what_an_operator_has_returned_fails_with_his_words(world: World) -> None:
+    world.rows.add("dora@elsewhere.test", done="returned", last_reply="No more of that")
+    world.start()
+    assert world.told() == [("dora@elsewhere.test", "failed", "5.0.0")]
+    assert world.results() == ["failed"]
+    assert world.net.tried == []
+
+
 # ---------------------------------------------------------------- how much at a time
 
 
