@@ -11,12 +11,15 @@ from email.message import EmailMessage
 from email.policy import SMTP
 from typing import Any
 
+import dkim
 from twisted.internet.defer import Deferred, gatherResults
 
+from mailgate.auth.private_key import PrivateKey, generate_key
 from mailgate.auth.results import DkimResult, DmarcResult, PolicyOverride, Result, SpfResult
 from mailgate.dns.answer import RecordType
 from mailgate.dns.zone import Zone
 from mailgate.ids import IdGenerator
+from mailgate.policy.signing import Signing
 from mailgate.policy.verdict import Opinion
 from mailgate.reports import dmarc_report, tls_report
 from mailgate.reports.daily import DailyReports, ReportSettings
@@ -136,6 +139,22 @@ class SentReportTests(WritingTestCase):
         assert (passed.source, passed.header_from, passed.envelope_from) == ("192.0.2.7", "example.org", "example.org")
         assert passed.dkim_results == (dmarc_report.DkimAuthResult("example.org", "s1", "pass"),)
         assert passed.spf_results == (dmarc_report.SpfAuthResult("bounce.example.org", "softfail"),)
+
+    async def test_a_report_is_signed_by_the_domain_of_its_author(self) -> None:
+        """RFC 9990 section 3.5: it has to pass DMARC itself; RFC 8460 section 3 wants DKIM."""
+        key = generate_key("example.test", "s1", "rsa")
+        daily = await self.daily()
+
+        class Keys:
+            def keys_for(self, domain: str) -> tuple[PrivateKey, ...]:
+                return (key,) if domain == "example.test" else ()
+
+        keys: Any = Keys()  # Any: stands for SigningKeys
+        daily._signing = Signing(keys, reactor)
+        await self.record((DKIM, PASSED))
+        assert await daily.make() == 1
+        ((octets,),) = self.query("SELECT content FROM message WHERE reverse_path = ''")
+        assert dkim.verify(bytes(octets), dnsfunc=lambda *_, **__: key.record.encode())
 
     async def test_a_destination_elsewhere_that_has_not_agreed_gets_nothing(self) -> None:
         """RFC 9990 section 4."""
