@@ -19,7 +19,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import authentication, memory, profiling, signing, throughput
+from benchmarks import authentication, drain, memory, profiling, signing, throughput
 from benchmarks.gate import Gate
 from benchmarks.machine import description, make_certificate
 from benchmarks.measure import set_priority
@@ -208,6 +208,32 @@ def signing_command() -> None:
     for row in signing.rows():
         longest = "" if row.longest_step is None else f"{row.longest_step:.1f}"
         table.add_row(row.size, row.what, f"{row.milliseconds:.2f}", longest)
+    console.print(table)
+
+
+@main.command("drain")
+@click.option("--messages", type=click.IntRange(100), default=20_000, show_default=True)
+@click.option("--rounds", type=click.IntRange(1), default=1, show_default=True, help="Ours, Postfix, ours, Postfix.")
+@click.option("--no-postfix", is_flag=True, help="Leave the reference out.")
+@click.pass_obj
+def drain_command(folder: Path | None, messages: int, rounds: int, no_postfix: bool) -> None:
+    """Time how long a full queue of signed 4 KB messages takes to reach smtp-sink. Goal: 1.5 times Postfix."""
+    _end_on_sigterm()
+    table = Table("round", "what", "messages/s", "seconds", "us of CPU each", "of it the database's", box=None)
+    with _folder(folder) as place:
+        try:
+            for number in range(1, rounds + 1):
+                for row in drain.rows(place / f"{number}", messages, has_postfix=not no_postfix):
+                    table.add_row(
+                        f"{number}",
+                        row.what,
+                        f"{row.messages / row.seconds:.0f}",
+                        f"{row.seconds:.1f}",
+                        f"{(row.cpu.server + row.cpu.database) / row.messages * 1e6:.0f}",
+                        f"{row.cpu.database / row.messages * 1e6:.0f}",
+                    )
+        except (LeftOut, ServerFailed) as error:
+            raise click.ClickException(str(error)) from error
     console.print(table)
 
 

@@ -85,11 +85,12 @@ class Gate:
         has_policies: bool = True,
         name: str = "mailgate",
         host: str = "127.0.0.24",
+        more: str = "",
     ) -> None:
         """`folder` has to be one that any user may search: PostgreSQL may have to run as another user.
 
         `name_server` is an address with a port, for policies that check clients on loopback too; without one these
-        are spared what waits for the DNS.
+        are spared what waits for the DNS. `more` is put behind the configuration.
         """
         self.name = name
         self.host = host
@@ -109,6 +110,7 @@ class Gate:
                 dns=_UNCHECKED if name_server is None else _CHECKED.format(name_server=name_server),
                 mailboxes=", ".join(f'"{mailbox}"' for mailbox in mailboxes),
             )
+            + more
         )
         self._postgres = EmbeddedPostgres(folder / "data/postgres")
 
@@ -146,6 +148,11 @@ class Gate:
         with contextlib.suppress(AttributeError):
             self._database.close()
         self._postgres.stop()  # where it outlived mailgate
+
+    @property
+    def dsn(self) -> str:
+        """Its database."""
+        return self._postgres.dsn
 
     @property
     def pid(self) -> int:

@@ -183,6 +183,22 @@ class Postfix:
         """The master process alone."""
         return peak_rss_octets(self._master)
 
+    def stop_queue(self) -> None:
+        """Have no queue manager from the next start on: what is taken stays in the queue."""
+        file = self._configuration / "master.cf"
+        file.write_text("".join(line for line in file.read_text().splitlines(True) if not line.startswith("qmgr ")))
+
+    def start_queue(self) -> None:
+        """Have a queue manager, at once."""
+        with (self._configuration / "master.cf").open("a") as file:
+            file.write("qmgr      unix  n       -       n       300     1       qmgr\n")
+        self._command("reload")
+
+    def queued(self) -> int:
+        """How many messages are in the queue."""
+        queues = [self.folder / "queue" / name for name in ("incoming", "active", "deferred", "maildrop", "corrupt")]
+        return sum(len(files) for queue in queues for _, _, files in os.walk(queue))
+
     def tidy(self) -> None:
         """Remove the delivered mail, and wait until the queue is empty."""
         deadline = time.monotonic() + 30
@@ -193,7 +209,7 @@ class Postfix:
             shutil.rmtree(mailbox)
 
     def _command(self, word: str) -> str:
-        """Run `postfix start` or `stop`; what it said. It speaks only to a terminal, hence script(1) where there is."""
+        """Run `postfix start`, `stop` or `reload`; what it said. It speaks only to a terminal, hence script(1) where there is."""
         command = ["postfix", "-c", str(self._configuration), word]
         if script := shutil.which("script"):
             command = [script, "--quiet", "--return", "--command", " ".join(command), "/dev/null"]
