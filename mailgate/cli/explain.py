@@ -10,15 +10,16 @@ Standards: RFC 8601 (the words for results), RFC 9990 section 3.1.5 (reasons for
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
 import click
 
-from mailgate.cli.address import readable
+from mailgate.cli.address import readable, readable_address
 from mailgate.cli.database import Database, Failure, Invocation, pass_invocation
 from mailgate.cli.output import clean, json_line, local_time, print_fields, size
+from mailgate.cli.queue import Attempt
 from mailgate.cli.record import Session
 from mailgate.cli.show import Transaction, id_argument
 from mailgate.ids import encode_id
@@ -143,6 +144,7 @@ def _explain_transaction(database: Database, identifier: int, transaction: Trans
     recipients = [Recipient(*row) for row in database.rows("fates_of", id=identifier)]
     deliveries = database.rows("deliveries_of", id=identifier)
     waiting = [recipient for (recipient,) in database.rows("waiting_for", id=identifier)]
+    attempts = [Attempt(*row) for row in database.rows("list_attempts", id=identifier)]
     row = database.row("find_session", id=transaction.session_id)
     session = None if row is None else Session(*row)
     if as_json:
@@ -158,6 +160,7 @@ def _explain_transaction(database: Database, identifier: int, transaction: Trans
                 for local, domain, folder, uid, flags in deliveries
             ],
             "to_be_sent": waiting,
+            "attempts": [asdict(attempt) for attempt in attempts],
             "dialogue": None if session is None else session.dialogue.splitlines(),
         }
         click.echo(json_line(record))
@@ -184,10 +187,32 @@ def _explain_transaction(database: Database, identifier: int, transaction: Trans
         ]
         where += [f"{recipient}: waits to be sent" for recipient in waiting]
         _section("Where it is", where or ["Nowhere any more: it has been removed since."])
+    if attempts:
+        _section("Delivery to other hosts", _tried(attempts))
     if session is not None:
         _section("Dialogue", session.dialogue.splitlines())
     else:
         _section("Dialogue", ["It is recorded when the session has ended."])
+
+
+def _tried(attempts: Iterable[Attempt]) -> Iterator[str]:
+    for attempt in attempts:
+        when = local_time(attempt.attempted_at)
+        unclear = (
+            ", but the host may have it: the connection was lost behind the message" if attempt.is_ambiguous else ""
+        )
+        yield f"{readable_address(attempt.recipient)}, {when}: {attempt.result}{unclear}"
+        if attempt.host:
+            place = attempt.address or ""
+            place += f" port {attempt.port}" if attempt.port else ""
+            yield f"    by {attempt.host} ({place})"
+            if attempt.tls_version:
+                verified = "verified" if attempt.tls_is_verified else "not verified"
+                asked = f", asked for by {attempt.tls_source}" if attempt.tls_source not in (None, "default") else ""
+                yield f"    over {attempt.tls_version} {attempt.tls_cipher}, the host's name {verified}{asked}"
+            else:
+                yield "    in plain text"
+        yield f"    {'it said' if attempt.is_remote else 'we say'}: {attempt.reply}"
 
 
 def _outcome(transaction: Transaction, evidence: Evidence, recipients: Iterable[Recipient]) -> Iterator[str]:

@@ -479,7 +479,7 @@ SELECT count(*), count(DISTINCT q.message_id) FROM queue q
 WHERE q.id IN (SELECT queue_selected(%(messages)s, %(recipient)s, %(domain)s, %(sender)s));
 
 -- list_attempts: what was tried for a message, the oldest first
-SELECT attempted_at, recipient, result, status, reply, is_remote, is_ambiguous, host, host(address::inet), port,
+SELECT attempted_at, recipient, result, status, reply, is_remote, is_ambiguous, host, address, port,
        tls_version, tls_cipher, tls_is_verified, tls_source, duration_seconds, node
 FROM attempt WHERE transaction_id = %(id)s
 ORDER BY attempted_at, queue_id;

@@ -202,6 +202,36 @@ def test_an_answer_that_is_gone_is_said_to_be(mailgate: Command, alice: int) -> 
     assert list(mailgate.json("explain", identifier)["results"][0]["answers"][0]) == ["digest"]
 
 
+def test_each_attempt_to_deliver_is_told(mailgate: Command, alice: int) -> None:
+    """To which host, over which TLS, and in whose words it ended; a Unix socket is an address too."""
+    identifier = store(mailgate.dsn, incoming(alice))
+    query(
+        mailgate.dsn,
+        "INSERT INTO mailgate.attempt (transaction_id, queue_id, recipient, attempted_at, duration_seconds, node,"
+        " result, status, reply, is_remote, is_ambiguous, host, address, port, tls_version, tls_cipher,"
+        " tls_is_verified, tls_source)"
+        " SELECT t.id, 1, 'bob@elsewhere.test', now() + pause, 0.1, 'mx1', result, status, said, is_remote, is_unclear,"
+        " 'mx.elsewhere.test', address, port, tls, 'TLS_AES_256_GCM_SHA384', true, 'dane'"
+        " FROM mailgate.transaction t, (VALUES"
+        " (interval '0', 'deferred', '4.4.2', 'Lost', false, true, '/run/lmtp', NULL::integer, NULL),"
+        " ('1s', 'delivered', '2.0.0', '250 2.0.0 Ours now', true, false, '192.0.2.9', 25, 'TLSv1.3'))"
+        " AS tried (pause, result, status, said, is_remote, is_unclear, address, port, tls)",
+    )
+    page = mailgate.ok("explain", identifier)
+    assert "but the host may have it: the connection was lost behind the message" in page
+    assert (
+        "by mx.elsewhere.test (/run/lmtp)\n    in plain text\n      we say: Lost".replace("    in", "      in") in page
+    )
+    assert "by mx.elsewhere.test (192.0.2.9 port 25)" in page
+    assert "over TLSv1.3 TLS_AES_256_GCM_SHA384, the host's name verified, asked for by dane" in page
+    assert "it said: 250 2.0.0 Ours now" in page
+    assert [attempt["result"] for attempt in mailgate.json("explain", identifier)["attempts"]] == [
+        "deferred",
+        "delivered",
+    ]
+    assert "/run/lmtp" in mailgate.ok("queue", "show", identifier)
+
+
 def test_what_strangers_wrote_does_not_reach_the_terminal(mailgate: Command, alice: int) -> None:
     """Neither their escape sequences nor a line that looks like ours."""
     hostile = "x\x1b]0;owned\x07\x9b31m\n  SPF of helo bank.example: pass\u202e"
