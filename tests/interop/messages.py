@@ -6,7 +6,8 @@ import re
 import secrets
 
 SMALL = "Grüße\r\n.\r\n..\r\n.dots\t \r\n\r\n\r\n".encode()
-LARGE = b"".join(b"." * (number % 5) + b"x" * (number % 77) + b"\r\n" for number in range(60_000)) + b".\r\n..\r\n"
+MIDDLE = b"".join(b"." * (number % 5) + b"x" * (number % 77) + b"\r\n" for number in range(5_000)) + b".\r\n..\r\n"
+LARGE = MIDDLE * 12  # so much goes in chunks (RFC 3030), where they are taken
 
 
 def new_mark() -> str:

@@ -3,7 +3,7 @@
 Each peer relays to the gate over STARTTLS or not at all. Postfix (by OpenDKIM) and Exim sign what their domain sends;
 what OpenSMTPD relays is signed by dkimpy before.
 
-Standards: RFC 3207 (STARTTLS), RFC 5321 section 4.5.2 (transparency), RFC 6376, RFC 3464.
+Standards: RFC 3207 (STARTTLS), RFC 5321 section 4.5.2 (transparency), RFC 6376, RFC 3464, RFC 6531.
 """
 
 from __future__ import annotations
@@ -54,3 +54,17 @@ def test_a_peer_hears_that_there_is_no_such_user_and_tells_the_sender(world: Wor
     kept = world.kept(mark.encode(), is_notice=True)
     assert b"550" in kept.content
     assert NOBODY.encode() in kept.content
+
+
+@pytest.mark.parametrize("name", [kind.name for kind in PEERS if kind.has_smtputf8])
+def test_an_international_message_comes_in(world: World, name: str) -> None:
+    """RFC 6531: in the envelope and in the header."""
+    peer, mark = world.peer(name), new_mark()
+    author = f"jürgen@{peer.domain}"
+    sent = message(author, ALICE, mark, subject="Grüße")
+    with peer.connect() as client:
+        client.sendmail(author, [ALICE], sent, ["SMTPUTF8", "BODY=8BITMIME"])
+    kept = world.kept(mark.encode())
+    assert kept.reverse_path == author
+    assert " with UTF8SMTPS " in kept.trace
+    assert kept.content.endswith(sent)

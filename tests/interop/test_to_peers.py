@@ -12,7 +12,7 @@ import re
 
 import pytest
 
-from tests.interop.messages import LARGE, SMALL, message, new_mark, unfolded_header
+from tests.interop.messages import LARGE, MIDDLE, SMALL, message, new_mark, unfolded_header
 from tests.interop.world import BOB, NOBODY, PEERS, World
 from tests.support.exim import SMART_DOMAIN
 from tests.support.peer import FORWARDED
@@ -23,7 +23,7 @@ WITHOUT_SMTPUTF8 = [kind.name for kind in PEERS if not kind.has_smtputf8]
 
 
 @EVERY_PEER
-@pytest.mark.parametrize("body", [SMALL, LARGE], ids=["small", "large"])
+@pytest.mark.parametrize("body", [SMALL, MIDDLE, LARGE], ids=["small", "middle", "large"])
 def test_mail_arrives_over_tls_as_it_was_and_its_signatures_pass(world: World, name: str, body: bytes) -> None:
     """RSA in OpenDKIM's eyes and dkimpy's, Ed25519 in dkimpy's; and in the peer's own, where it looks."""
     peer, mark = world.peer(name), new_mark()
@@ -41,6 +41,17 @@ def test_mail_arrives_over_tls_as_it_was_and_its_signatures_pass(world: World, n
     assert world.has_opendkim_pass(arrived) in (True, None)
     if peer.verifier is not None:
         assert re.search(rf"^Authentication-Results: {peer.verifier};.* dkim=pass ", header, re.MULTILINE), header
+
+
+def test_a_large_message_goes_in_chunks_behind_pipelined_commands(world: World) -> None:
+    """RFC 3030 and RFC 2920, as Exim notes: K for the one, L for the other, and L- where a client has waited."""
+    peer, mark = world.peer("exim"), new_mark()
+    sent = message(BOB, f"bob@{peer.domain}", mark, LARGE)
+    world.submit(f"bob@{peer.domain}", sent, "BODY=8BITMIME")
+    assert peer.arrived(mark.encode()).endswith(sent)
+    noted = next(line for line in peer.log().splitlines() if " <= " in line and f"id={mark}@" in line)
+    assert " K " in noted
+    assert re.search(r" L\.? ", noted)
 
 
 @EVERY_PEER

@@ -86,6 +86,8 @@ class Namespace:
         for program in ("unshare", "mount"):
             if shutil.which(program) is None:
                 raise Unavailable(f"{program} is not installed")
+        if not Path("/etc/resolv.conf").exists():
+            raise Unavailable("there is no /etc/resolv.conf to put another in its place")
         probe = subprocess.run(
             ["unshare", "--mount", "--propagation", "private", "mount", "-t", "tmpfs", "tmpfs", PROGRAMS],
             capture_output=True,
