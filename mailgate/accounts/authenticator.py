@@ -165,9 +165,8 @@ class Authenticator:
         """What the exchange begins with, or what the client hears."""
         account = account_name(step.name)
         try:
-            refusal = await self._guard.refusal(exchange.session, account)
+            refusal = await self._ban(exchange, account)
             if refusal is not None:
-                exchange.note_failure(account, "banned")
                 return refusal
             started: ScramStart = await self._in_time(self._checker.start_scram(account))
         except (StorageUnavailable, DeferredTimeout) as error:
@@ -179,8 +178,16 @@ class Authenticator:
         """The account whose password the client has proved to know, or what it hears."""
         return await self._check(exchange, credentials.username.decode(), credentials, is_admitted=True)
 
-    async def refuse(self, exchange: Exchange, account: str, problem: str) -> Reply:
-        """Count what can't be right without being checked."""
+    async def refuse_unchecked(self, exchange: Exchange, account: str, problem: str) -> Reply:
+        """What a client hears whose response can't be right; counted unless it is banned, as if it had been checked."""
+        try:
+            refusal = await self._ban(exchange, account)
+        except StorageUnavailable as error:
+            exchange.log_trouble(error)
+            return UNAVAILABLE
+        return refusal or await self._refuse(exchange, account, problem)
+
+    async def _refuse(self, exchange: Exchange, account: str, problem: str) -> Reply:
         exchange.note_failure(account, problem)
         await self._guard.failed(exchange.session, account)
         return REFUSED
@@ -189,15 +196,14 @@ class Authenticator:
         self, exchange: Exchange, account: str, credentials: Password | ScramProof, *, is_admitted: bool = False
     ) -> str | Reply:
         try:
-            refusal = None if is_admitted else await self._guard.refusal(exchange.session, account)
+            refusal = None if is_admitted else await self._ban(exchange, account)
             if refusal is not None:
-                exchange.note_failure(account, "banned")
                 return refusal
             _, avatar, _ = await self._in_time(self._portal.login(credentials, None, IAccount))
         except UnhandledCredentials:  # a LoginFailed, and our own fault
             raise
         except LoginFailed:
-            return await self.refuse(exchange, account, "wrong credentials")
+            return await self._refuse(exchange, account, "wrong credentials")
         except (StorageUnavailable, Overloaded, DeferredTimeout) as error:
             exchange.log_trouble(error)
             return UNAVAILABLE
@@ -210,6 +216,13 @@ class Authenticator:
             session=encode_id(exchange.session.id),
         )
         return name
+
+    async def _ban(self, exchange: Exchange, account: str) -> Reply | None:
+        """What a client hears that is banned, or whose account is; None: it is listened to."""
+        refusal = await self._guard.refusal(exchange.session, account)
+        if refusal is not None:
+            exchange.note_failure(account, "banned")
+        return refusal
 
     def _in_time(self, deferred: Deferred[Any]) -> Deferred[Any]:  # Any: whatever a checker gives
         return deferred.addTimeout(CHECK_SECONDS, self._clock)
@@ -240,7 +253,7 @@ class Exchange:
                 self.note_failure(step.name, step.problem)
                 return MALFORMED
             case sasl.Failed():
-                refused = self._authenticator.refuse(self, account_name(step.name), step.problem)
+                refused = self._authenticator.refuse_unchecked(self, account_name(step.name), step.problem)
                 return Deferred.fromCoroutine(refused)
             case sasl.CheckPassword():
                 return Deferred.fromCoroutine(self._authenticator.check_password(self, step))

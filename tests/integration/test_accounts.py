@@ -213,6 +213,17 @@ class BanTests(AccountsTestCase):
         assert await first.plain(ALICE, "correct horse", OFFICE) is ACCOUNT_BANNED
         assert await first.plain("other@example.test", "wrong", OFFICE) is REFUSED
 
+    async def test_a_network_that_is_banned_counts_against_no_account_any_more(self) -> None:
+        """What can't be right is not checked, and not counted either: one stranger alone can't ban an account."""
+        node = await self.node(Bounds(failures_per_network=2, failures_per_account=4))
+        as_another = [b"bob@example.test\0alice@example.test\0wrong"]
+        for _ in range(2):
+            assert await node.exchange("PLAIN", as_another, STRANGER) is REFUSED
+        for _ in range(3):
+            assert await node.exchange("PLAIN", as_another, STRANGER) is NETWORK_BANNED
+        assert await node.plain(ALICE, "correct horse", OFFICE) == ALICE
+        assert self.query("SELECT failures FROM mailgate.ban WHERE kind = 'account'") == [(2,)]
+
     async def test_a_ban_by_the_operator_holds_for_known_networks_too(self) -> None:
         """And for every client in the network that it names."""
         node = await self.node()
