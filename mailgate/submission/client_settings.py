@@ -18,6 +18,7 @@ Standards: RFC 6409, RFC 8314 (ports).
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
@@ -26,7 +27,7 @@ SETTINGS_VARIABLE = "MAILGATE_SENDMAIL"
 DEFAULT_SOCKET = "/run/mailgate/submission.sock"
 
 _MAILNAME = Path("/etc/mailname")
-_LOOPBACK = ("127.", "::1", "localhost")
+_LOOPBACK = re.compile(r"127(?:\.[0-9]{1,3}){3}|::1|localhost", re.IGNORECASE)
 _TLS = ("implicit", "starttls", "none")
 
 
@@ -50,7 +51,7 @@ class ClientSettings:
     @property
     def is_local(self) -> bool:
         """Whether the connection stays on this machine."""
-        return not self.host or self.host.startswith(_LOOPBACK)
+        return not self.host or _LOOPBACK.fullmatch(self.host) is not None
 
 
 def client_settings() -> ClientSettings:

@@ -36,6 +36,25 @@ def test_the_socket_is_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize(
+    ("host", "is_local"),
+    [
+        ("127.0.0.1", True),
+        ("127.8.9.10", True),
+        ("::1", True),
+        ("localhost", True),
+        ("LOCALHOST", True),
+        ("localhost.evil.example", False),
+        ("127.0.0.1.evil.example", False),
+        ("::1234", False),
+        ("192.0.2.1", False),
+    ],
+)
+def test_only_loopback_is_this_machine(tmp_path: Path, host: str, *, is_local: bool) -> None:
+    """There no certificate is verified, and a password may go without TLS: no name that somebody else may have."""
+    assert read_settings(settings_file(tmp_path, f'host = "{host}"\n')).is_local is is_local
+
+
+@pytest.mark.parametrize(
     ("text", "problem"),
     [
         ("sockets = 1", "sockets: this key is not known; use one of "),
