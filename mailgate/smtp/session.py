@@ -180,6 +180,7 @@ class Session:
         "_records",
         "_reference",
         "_refused_notes",
+        "_said_auth",
         "_settings",
         "_skipped_line",
         "_time",
@@ -229,6 +230,7 @@ class Session:
         self._chunk_refusal: Reply | None = None
         self.is_storing = False  # a message is on its way: whoever ends the session leaves it alone
         self._is_unwelcome = False  # 5xx was said instead of the greeting
+        self._said_auth = False  # by the last command, and whatever that is no command has followed it
         self._skipped_line = b""  # how the line began that is thrown away until it ends; b"" if none is
         self._transactions = self._errors = self._idle_commands = 0
         self._reference = ""
@@ -448,14 +450,21 @@ class Session:
         if self._unconfirmed and begins_at >= self._unconfirmed_at:
             self._confirmed += self._unconfirmed
             self._unconfirmed = []
-        is_auth = line[:4].upper() == b"AUTH"
-        self._dialogue_add(b"C: " + (self._without_credentials(line) if is_auth else line))
+        said_auth, self._said_auth = self._said_auth, line.lstrip()[:4].upper() == b"AUTH"
         try:
-            command = parse_command(line)
+            command: Command | CommandError = parse_command(line)
         except CommandError as error:
-            self._not_a_command(line[:4], error.reply)
-            return True
-        self._command(command)
+            command = error
+            # Some clients say their credentials without waiting to hear that nobody asks for them.
+            self._said_auth = self._said_auth or said_auth
+        shown = line
+        if self._said_auth:
+            shown = b"..." if said_auth and isinstance(command, CommandError) else self._without_credentials(line)
+        self._dialogue_add(b"C: " + shown)
+        if isinstance(command, CommandError):
+            self._not_a_command(line[:4], command.reply)
+        else:
+            self._command(command)
         return True
 
     def _not_a_command(self, start: bytes, refusal: Reply) -> None:

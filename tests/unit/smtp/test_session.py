@@ -362,6 +362,26 @@ def test_no_credential_is_recorded_or_shown() -> None:
         assert secret not in record.dialogue
 
 
+@pytest.mark.parametrize(
+    "lines",
+    [
+        b"AUTH LOGIN\r\nYWxpY2U=\r\nc2VjcmV0\r\n",  # does not wait to hear that there is no AUTH
+        b"AUTH\r\nYWxpY2U=\r\nc2VjcmV0\r\n",
+        b" AUTH PLAIN c2VjcmV0\r\n",
+        b"\tauth PLAIN c2VjcmV0\r\n",
+    ],
+)
+def test_no_credential_is_recorded_where_there_is_no_exchange(lines: bytes) -> None:
+    """A client that does not wait says its password as a command."""
+    driver = Driver(Settings("mx.example.test", offers_auth_in_tls=True)).greeted()
+    driver.run(lines + b"NOOP\r\nWHAT\r\n")
+    driver.session.connection_lost()
+    (_, (record,)) = driver.records()
+    assert "c2VjcmV0" not in record.dialogue
+    assert "YWxpY2U" not in record.dialogue
+    assert "C: NOOP" in record.dialogue
+
+
 def test_a_session_is_recorded_once() -> None:
     driver = Driver().greeted()
     assert isinstance(driver.run(b"QUIT\r\n"), Close)
