@@ -37,17 +37,17 @@ def router_settings(
 ) -> RouterSettings:
     """The settings of a router. `own_names` are host names of the gate, `own_addresses` where it listens.
 
+    Where passwords are not read, they are empty: for whoever shows routes and connects to none.
+
     @raises OSError: a file with a password can't be read.
     """
     transports: list[tuple[Sequence[str], Transport]] = []
     tls_rules: list[tuple[Sequence[str], TlsRule]] = []
     for route in routes:
-        level = None if route.tls is None else TlsLevel(route.tls)
-        credentials = _credentials(route) if reads_passwords else None
-        transport = read_transport(route.to, credentials=credentials, tls=level)
+        transport = _transport(route, reads_password=reads_passwords)
         transports.append((route.domains, transport))
-        if transport.is_by_mx and level is not None:
-            tls_rules.append((route.domains, TlsRule(level)))
+        if transport.is_by_mx and route.tls is not None:
+            tls_rules.append((route.domains, TlsRule(TlsLevel(route.tls))))
     return RouterSettings(
         transports=DomainTable(transports),
         tls_rules=DomainTable(tls_rules),
@@ -73,7 +73,7 @@ def delivery_limits(outbound: Outbound, routes: Sequence[RouteTable]) -> Callabl
                 outbound.messages_per_second if route.messages_per_second is None else route.messages_per_second
             ),
         )
-        transport = read_transport(route.to)
+        transport = _transport(route, reads_password=False)
         if transport.is_by_mx:
             by_domain.append((route.domains, limits))
         else:
@@ -87,9 +87,16 @@ def delivery_limits(outbound: Outbound, routes: Sequence[RouteTable]) -> Callabl
     return lambda route: by_key.get(route.key) or domains.find(route.key) or usual
 
 
-def _credentials(route: RouteTable) -> Credentials | None:
+def _transport(route: RouteTable, *, reads_password: bool) -> Transport:
+    level = None if route.tls is None else TlsLevel(route.tls)
+    return read_transport(route.to, credentials=_credentials(route, reads_password=reads_password), tls=level)
+
+
+def _credentials(route: RouteTable, *, reads_password: bool) -> Credentials | None:
     """The user's name with the first line of the password file."""
     if not route.username or route.password_file is None:
         return None
+    if not reads_password:
+        return Credentials(route.username, "")
     password = route.password_file.read_text("utf-8").split("\n", 1)[0].rstrip("\r")
     return Credentials(route.username, password)

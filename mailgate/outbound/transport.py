@@ -47,12 +47,17 @@ class Transport:
 
     @property
     def key(self) -> str:
-        """What connections to it are counted by."""
+        """What connections to it are shared and counted by: the host, who we are to it, and the TLS that config wants.
+
+        "smtp://gate@relay.example:587", "smtp://relay.example:25?tls=encrypt".
+        """
         if self.unix_path:
             return f"lmtp:{self.unix_path}"
         host = f"[{self.host}]" if ":" in self.host else self.host
         scheme = "smtps" if self.is_implicit_tls else self.protocol
-        return f"{scheme}://{host}:{self.port}"
+        user = "" if self.credentials is None else f"{self.credentials.username}@"
+        level = "" if self.tls is None else f"?tls={self.tls.value}"
+        return f"{scheme}://{user}{host}:{self.port}{level}"
 
 
 @dataclass(frozen=True, slots=True)
