@@ -38,6 +38,7 @@ _FAMILIES: Final[dict[AddressOrder, tuple[RecordType, ...]]] = {
     "ipv4-only": (RecordType.A,),
 }
 _TRANSLATED: Final = ipaddress.ip_network("64:ff9b::/96")  # RFC 6052
+_GLOBAL_UNICAST: Final = ipaddress.ip_network("2000::/3")  # all of IPv6 that IANA gives to networks
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +224,7 @@ def is_public(address: str) -> bool:
             within = ipaddress.IPv4Address(int(parsed) & 0xFFFFFFFF)
         if within is not None:
             parsed = within
-        elif parsed.is_site_local or parsed.teredo is not None:
+        elif parsed not in _GLOBAL_UNICAST or parsed.teredo is not None:
             return False
     return parsed.is_global and not parsed.is_multicast
 

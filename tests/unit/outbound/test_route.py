@@ -259,6 +259,9 @@ def test_private_addresses_are_for_those_who_allow_them() -> None:
         ("64:ff9b::808:808", True),
         ("2002:a00:1::1", False),
         ("2001:0:4136:e378:8000:63bf:3fff:fdd2", False),
+        ("::7f00:1", False),  # IPv4-compatible
+        ("::ffff:0:7f00:1", False),  # SIIT
+        ("64:ff9b:1::a00:1", False),  # RFC 8215: translated within a network
     ],
 )
 def test_an_address_is_public_by_what_it_leads_to(address: str, expected: bool) -> None:
@@ -360,6 +363,26 @@ def test_a_password_is_sent_to_a_proved_host_only() -> None:
         assert found.hosts[0].tls.names == ("relay.test",)
         assert found.hosts[0].tls.is_implicit is (found.hosts[0].port == 465)
     assert "secret" not in repr(RELAY)
+
+
+def test_ways_to_one_host_that_differ_are_different_destinations() -> None:
+    """Else mail would go over a connection that another route has made: as another user, or with less TLS."""
+    transports = (
+        read_transport("smtp://relay.test:587"),
+        read_transport("smtp://relay.test:587", credentials=RELAY),
+        read_transport("smtp://relay.test:587", credentials=Credentials("other", "secret")),
+        read_transport("smtp://relay.test:587", tls=TlsLevel.NONE),
+        read_transport("smtp://relay.test:587", credentials=RELAY, tls=TlsLevel.ENCRYPT),
+        read_transport("smtps://relay.test:587"),
+    )
+    assert [transport.key for transport in transports] == [
+        "smtp://relay.test:587",
+        "smtp://gate@relay.test:587",
+        "smtp://other@relay.test:587",
+        "smtp://relay.test:587?tls=none",
+        "smtp://gate@relay.test:587?tls=encrypt",
+        "smtps://relay.test:587",
+    ]
 
 
 def test_lmtp_over_a_socket_needs_no_tls() -> None:
