@@ -79,6 +79,7 @@ class ClientSession:
         """`time` gives seconds since the epoch. `is_local` says that the connection doesn't leave the machine."""
         self._endpoint = endpoint
         self._protocol = protocol
+        self._is_relay = protocol == "smtp" or not is_local
         self._time = time
         self._opening = Opening(
             protocol=protocol,
@@ -182,6 +183,8 @@ class ClientSession:
 
     def receive(self, data: bytes) -> None:
         """Take octets of the host."""
+        if self.phase in _DEAF:
+            return  # there may be any number of them until the connection is gone
         parser = self._parser
         parser.feed(data)
         try:
@@ -206,7 +209,7 @@ class ClientSession:
         if not self.is_usable:
             self._finish(sending)
             return
-        refusal = refusal_of(message, self.extensions, sending.started_at)
+        refusal = refusal_of(message, self.extensions, sending.started_at, is_relayed=self._is_relay)
         if refusal is not None:
             sending.decided_all(refusal)
             self._finish(sending)

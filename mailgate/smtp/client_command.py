@@ -35,9 +35,14 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _ORCPT_LIMIT = 500  # RFC 3461 section 4.2
 
 
-def refusal_of(message: OutgoingMessage, extensions: Extensions, now: float) -> Reply | None:
-    """Why the message can't go to a host with these extensions; None where it can. `now` is seconds since the epoch."""
-    if message.requires_tls and not extensions.requiretls:
+def refusal_of(
+    message: OutgoingMessage, extensions: Extensions, now: float, *, is_relayed: bool = True
+) -> Reply | None:
+    """Why the message can't go to a host with these extensions; None where it can. `now` is seconds since the epoch.
+
+    `is_relayed` is False where it goes to a mailbox without leaving the machine.
+    """
+    if message.requires_tls and is_relayed and not extensions.requiretls:
         return NO_REQUIRETLS
     if message.is_smtputf8 and not extensions.smtputf8:
         return NO_SMTPUTF8
@@ -68,7 +73,7 @@ def mail_command(message: OutgoingMessage, extensions: Extensions, now: float) -
         words.append("BODY=8BITMIME")
     if message.is_smtputf8:
         words.append("SMTPUTF8")
-    if message.requires_tls:
+    if message.requires_tls and extensions.requiretls:
         words.append("REQUIRETLS")
     if extensions.dsn:
         if message.ret is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -459,6 +460,17 @@ def test_some_replies_of_lmtp_lost_are_ambiguous_for_the_others_alone() -> None:
     assert (second.result, second.is_ambiguous) == (Result.DEFERRED, True)
 
 
+def test_requiretls_is_for_what_goes_over_a_network() -> None:
+    """RFC 8689 section 1: it is about mail on its way; LMTP hosts on the same machine have neither it nor STARTTLS."""
+    message = outgoing(requires_tls=True)
+    assert exchange(Host(is_lmtp=True), message, protocol="lmtp", is_local=True).outcomes() == {
+        100: (Result.DELIVERED, "2.0.0")
+    }
+    for options in ({"protocol": "lmtp"}, {"protocol": "smtp", "is_local": True}):
+        host = Host(is_lmtp=options["protocol"] == "lmtp")
+        assert exchange(host, message, **options).outcomes() == {100: (Result.FAILED, "5.7.30")}
+
+
 # ---------------------------------------------------------------- CHUNKING
 
 LARGE = (b"x" * 70 + b"\r\n.\r\n") * (CHUNKED_FROM_OCTETS // 75 + 1)
@@ -570,6 +582,20 @@ def test_a_host_that_makes_no_sense_is_in_trouble(says: dict[str, Any], is_ambig
     assert delivery.trouble is not None
     assert delivery.trouble.kind is TroubleKind.PROTOCOL
     assert [outcome.is_ambiguous for outcome in delivery.outcomes] == ([] if is_ambiguous is None else [is_ambiguous])
+
+
+def test_nothing_is_kept_of_what_comes_when_all_is_over() -> None:
+    """A host may go on sending until the connection is gone, and inside TLS it is read so long."""
+    talk = ready(Host())
+    talk.session.quit()
+    talk.run()
+    assert talk.session.phase is Phase.CLOSED
+    tracemalloc.start()
+    for _ in range(100):
+        talk.session.receive(b"x" * 65536)
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kept < 200_000
 
 
 def dialogue(limit: int, part_octets: int, extensions: tuple[str, ...], protocol: str) -> tuple[Talk, bytes]:
