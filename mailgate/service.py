@@ -383,13 +383,16 @@ class MailgateService(MultiService):
         services = self._services(config)
         known = providers()
         submission = SubmissionPolicy(self._senders, self._signing, config.hostname, time.time)
+        # Who has authenticated relays: wherever that is offered, an account sends as itself. As it was at the start.
+        offering = [listener.role for listener in self._config.listeners if auth_offer(listener) is not Offer.NEVER]
+        of_accounts = frozenset({Role.SUBMISSION, *offering})
         members: list[Member] = [
             Member(self._limits_policy),
             Member(RecipientsPolicy(self._directory, self._rewriting)),
-            Member(submission, frozenset({Role.SUBMISSION}), is_essential=True),
+            Member(submission, of_accounts, is_essential=True),
         ]
         if self._delivery is not None and self._delivery.suppressions is not None:
-            members.append(Member(SuppressionPolicy(self._delivery.suppressions), frozenset({Role.SUBMISSION})))
+            members.append(Member(SuppressionPolicy(self._delivery.suppressions), of_accounts))
         configurations: list[PolicyConfiguration] = []
         for use in config.policies:
             policy = make_policy(known[use.use], use.options, services)

@@ -24,6 +24,7 @@ from click.testing import CliRunner, Result
 from mailgate.cli.main import main
 from tests.integration.test_unix_listener import UnixSmtp
 from tests.support import postgres
+from tests.support.accounts import set_password
 from tests.support.gate import TREE, Gate, eventually, free_port
 
 ALICE, BOB, CRON = "alice@example.test", "bob@example.test", "cron@example.test"
@@ -34,6 +35,7 @@ class Server:
 
     def __init__(self, folder: Path, log: Path) -> None:
         self.socket_path = folder / "submission.sock"
+        self.relay_port = free_port()
         self.dsn = postgres.fresh_database()
         master_key = folder / "master.key"
         master_key.write_text(secrets.token_hex(32))
@@ -47,6 +49,12 @@ class Server:
             role = "submission"
             tls = "none"
             endpoints = ["unix:{self.socket_path}:mode=666"]
+            [listener.relay]
+            role = "mx"
+            tls = "none"
+            auth = "always"
+            addresses = ["127.0.0.1"]
+            port = {self.relay_port}
             [submission]
             messages_per_day = 50
             local_users = {{ {os.getuid()} = "{CRON}" }}
@@ -112,6 +120,25 @@ def test_a_program_sends_as_nobody_else(server: Server) -> None:
             client.sendmail(ALICE, [BOB], f"From: {CRON}\r\n\r\nx\r\n")
         with refusal(550, b"5.7.1 From names alice@example.test, which is not yours"):
             client.sendmail(CRON, [BOB], f"From: {ALICE}\r\n\r\nx\r\n")
+
+
+def test_where_mx_offers_auth_an_account_sends_as_nobody_else_either(server: Server) -> None:
+    """Who authenticates relays; so what holds for submission holds there, and for nobody who has not."""
+    set_password(server.dsn, ALICE, "correct horse")
+    with smtplib.SMTP("127.0.0.1", server.relay_port, "host.example.test", 20) as client:
+        message = f"From: {BOB}\r\nBcc: {CRON}\r\nSubject: relay\r\n\r\nx\r\n"
+        assert client.sendmail(BOB, [ALICE], message) == {}
+        client.ehlo()
+        client.login(ALICE, "correct horse")
+        with refusal(550, b"5.7.1 MAIL FROM names bob@example.test, which is not yours"):
+            client.sendmail(BOB, ["x@elsewhere.example"], message)
+        with refusal(550, b"5.7.1 From names bob@example.test, which is not yours"):
+            client.sendmail(ALICE, ["x@elsewhere.example"], message)
+        assert client.sendmail(ALICE, ["x@elsewhere.example"], message.replace(BOB, ALICE)) == {}
+    contents = server.query(
+        "SELECT convert_from(content, 'UTF8') LIKE '%Bcc:%' FROM message WHERE subject = 'relay' ORDER BY id"
+    )
+    assert contents == [(True,), (False,)]
 
 
 def test_what_is_sent_is_signed_as_it_leaves(server: Server) -> None:
