@@ -192,17 +192,23 @@ def _tlsa_of(host: Found, answers: Answers) -> Found:
     bases = [host.name]
     for _ in range(_MAX_ALIASES):
         alias = answers.get(bases[0], RecordType.CNAME)
+        if alias.outcome is Outcome.FAILURE:  # then it is not known whose records count
+            return _without_tlsa(host, bases[0], alias)
         if alias.outcome is not Outcome.ANSWER or not alias.is_authenticated:
             break
         bases.insert(0, str(alias.records[0]))
     for base in dict.fromkeys((bases[0], host.name)):
         answer = answers.get(tlsa_name(base), RecordType.TLSA)
         if answer.outcome is Outcome.FAILURE:
-            return replace(host, tlsa_base=base, tlsa_problem=answer.detail or answer.rcode or "no answer")
+            return _without_tlsa(host, base, answer)
         if answer.outcome is Outcome.ANSWER and answer.is_authenticated:
             records = tuple(record for record in answer.records if isinstance(record, tuple) and len(record) == 4)
             return replace(host, tlsa_base=base, tlsa=records[:_MAX_TLSA], has_tlsa=True)
     return host
+
+
+def _without_tlsa(host: Found, base: str, failed: Answer) -> Found:
+    return replace(host, tlsa_base=base, tlsa_problem=failed.detail or failed.rcode or "no answer")
 
 
 def unusable_name(name: str) -> Reply | None:

@@ -150,6 +150,15 @@ def test_an_alias_that_is_plain_is_not_followed_to_records() -> None:
     assert demands(found) == [("opportunistic", "default")]
 
 
+def test_an_alias_that_can_not_be_had_does_not_switch_dane_off() -> None:
+    """RFC 7672 section 2.1.2: whether there is one decides whose TLSA records count."""
+    found = routed(
+        "alias.test", is_authenticated=True, change=lambda zone: zone.fail("mx.alias.test", RecordType.CNAME)
+    )
+    assert isinstance(found, NoRoute)
+    assert (found.reply.code, found.reply.enhanced) == (451, "4.7.5")
+
+
 def test_a_family_that_can_not_be_had_does_not_switch_dane_off() -> None:
     """RFC 7672 section 2.1.2: an attacker can make it fail; what is left is authenticated."""
 
