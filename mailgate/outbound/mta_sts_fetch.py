@@ -30,6 +30,7 @@ from twisted.internet.protocol import Protocol as Receiver
 from twisted.internet.protocol import connectionDone
 from twisted.internet.ssl import Certificate, optionsForClientTLS, platformTrust, trustRootFromCertificates
 from twisted.logger import Logger
+from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 from twisted.python.failure import Failure
 from twisted.web.client import URI, Agent, ResponseDone, ResponseFailed
 from twisted.web.error import Error as WebError
@@ -56,6 +57,7 @@ HTTPS_PORT: Final = 443
 _FETCH_SECONDS: Final = 60.0  # RFC 8461 section 3.3
 _CONNECT_SECONDS: Final = 15.0  # to one address
 _MAX_ADDRESSES: Final = 4
+_MAX_RECEIVED_OCTETS: Final = 4 * MAX_POLICY_OCTETS  # of a connection, with its handshake and the response's header
 _REMEMBERED_SECONDS: Final = 300.0
 _REFRESHED_SECONDS: Final = 86_400.0
 _MAX_REMEMBERED: Final = 10_000
@@ -160,8 +162,8 @@ class MtaStsPolicies:
             self._flights.pop(domain, None)
             now = self._time()
             found.until = now + _REMEMBERED_SECONDS
-            if found.kept is not None:
-                found.until = max(now, min(found.until, found.kept.expires_at))
+            if found.kept is not None and now < found.kept.expires_at:
+                found.until = min(found.until, found.kept.expires_at)
             self._known[domain] = found
             self._known.move_to_end(domain)
             while len(self._known) > _MAX_REMEMBERED:
@@ -309,13 +311,33 @@ class _Endpoints:
             kind = TCP6ClientEndpoint if ":" in address else TCP4ClientEndpoint
             endpoint = kind(self._reactor, address, self._port, timeout=_CONNECT_SECONDS)
             try:
-                protocol: IProtocol = await endpoint.connect(factory)
+                # Any: to mypy a wrapper is no IProtocol
+                bounded: Any = await endpoint.connect(_BoundedFactory(factory))  # type: ignore[no-untyped-call]
             except ConnectError as error:
                 problem = error
             else:
-                self._connection = protocol
-                return protocol
+                self._connection = bounded.wrappedProtocol
+                return self._connection  # type: ignore[no-any-return]  # what `factory` has made
         raise problem or ConnectError(string="it has no address")
+
+
+class _Bounded(ProtocolWrapper):
+    """A connection that ends where a host sends more than any policy needs: the HTTP client bounds no header."""
+
+    _received_octets = 0
+
+    def dataReceived(self, data: bytes) -> None:
+        """Count, and pass on."""
+        self._received_octets += len(data)
+        if self._received_octets > _MAX_RECEIVED_OCTETS:
+            self.abortConnection()
+        else:
+            super().dataReceived(data)  # type: ignore[no-untyped-call]  # Twisted's
+
+
+class _BoundedFactory(WrappingFactory):
+    protocol = _Bounded
+    noisy = False
 
 
 @implementer(IStreamClientEndpoint)

@@ -148,6 +148,25 @@ class PolicyHostTests(TestCase):
         result, reason = await self.problem(self.served(endless))
         assert (result, reason) == ("sts-policy-invalid", f"it has more than {MAX_POLICY_OCTETS} octets")
 
+    async def test_header_fields_without_end_are_cut(self) -> None:
+        """They are no policy, and would fill the memory for a minute."""
+
+        def endless(request: Request) -> Any:
+            transport: Any = request.transport
+            transport.write(b"HTTP/1.1 200 OK\r\n")
+
+            def more() -> None:
+                if not request._disconnected:
+                    transport.write(b"x-more: and more\r\n" * 1000)
+                    reactor.callLater(0, more)
+
+            more()
+            return NOT_DONE_YET
+
+        with mock.patch.object(mta_sts_fetch, "_FETCH_SECONDS", 5.0):
+            result, reason = await self.problem(self.served(endless))
+        assert (result, "took longer" in reason) == ("sts-policy-fetch-error", False), reason
+
     async def test_a_host_that_stalls_costs_its_time(self) -> None:
         """RFC 8461 section 3.3 suggests a minute; here it is less."""
         with mock.patch.object(mta_sts_fetch, "_FETCH_SECONDS", 0.3):
@@ -310,6 +329,24 @@ class KeptPolicyTests(WritingTestCase):
         self.now += 301
         self.octets = POLICY
         assert await self.mode(policies) is Mode.ENFORCE
+
+    async def test_a_failure_is_remembered_though_an_old_policy_has_run_out(self) -> None:
+        """RFC 8461 section 3.3: or each message would ask a policy host that is away."""
+        policies = await self.policies()
+        await self.policy(policies)
+        self.octets = None
+        self.now += 700_000
+        for _ in range(3):
+            assert await self.policy(policies) is NOT_KNOWN
+        assert self.fetched == 2
+
+    async def test_a_policy_that_holds_for_no_time_is_not_fetched_for_each_message(self) -> None:
+        """RFC 8461 section 3.2: max_age may be 0."""
+        self.octets = POLICY.replace(b"604800", b"0")
+        policies = await self.policies()
+        for _ in range(3):
+            assert await self.policy(policies) is None
+        assert self.fetched == 1
 
     async def test_a_domain_without_a_record_has_no_policy_and_is_not_asked(self) -> None:
         """RFC 8461 section 3.1."""
