@@ -18,6 +18,7 @@ from tests.support.ledger import SENDER, Letter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     from tests.support.ledger import Ledger
 
@@ -31,10 +32,12 @@ class ConnectionEnded(Exception):
 class Client:
     """One SMTP connection that has said EHLO. Replies are their last line, as text."""
 
-    def __init__(self, port: int, *, says_hello: bool = True, silence_seconds: float = _SILENCE_SECONDS) -> None:
-        """@raises ConnectionEnded: nobody listens, or the server hung up."""
+    def __init__(
+        self, place: int | Path, *, says_hello: bool = True, silence_seconds: float = _SILENCE_SECONDS
+    ) -> None:
+        """To a port of 127.0.0.1, or a Unix socket. @raises ConnectionEnded: nobody listens, or the server hung up."""
         try:
-            self.socket = socket.create_connection(("127.0.0.1", port), timeout=silence_seconds)
+            self.socket = _connection(place, silence_seconds)
         except OSError as error:
             raise ConnectionEnded(str(error)) from error
         self._lines = self.socket.makefile("rb")
@@ -96,6 +99,19 @@ class Client:
         """Close the connection without a word."""
         self._lines.close()
         self.socket.close()
+
+
+def _connection(place: int | Path, silence_seconds: float) -> socket.socket:
+    if isinstance(place, int):
+        return socket.create_connection(("127.0.0.1", place), timeout=silence_seconds)
+    local = socket.socket(socket.AF_UNIX)
+    local.settimeout(silence_seconds)
+    try:
+        local.connect(str(place))
+    except OSError:
+        local.close()
+        raise
+    return local
 
 
 def transparent(octets: bytes) -> bytes:

@@ -1,0 +1,99 @@
+"""Nodes and PostgreSQL die while mail is delivered: all of it arrives, and again only where nobody could know.
+
+Standards: RFC 5321 section 4.2.5 and 6.1 (250 is a promise), RFC 1047 (duplicates).
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from typing import TYPE_CHECKING
+
+import psutil
+import pytest
+
+from tests.support.dispatch import Programs
+from tests.support.gate import eventually
+from tests.support.postgres import private_server, remove_server
+from tests.support.sink import Conduct
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from mailgate.storage.embedded import EmbeddedPostgres
+    from tests.fault.conftest import MakeWorld
+
+DOMAINS = tuple(f"d{number}.test" for number in range(6))
+TAKEN_OVER_SECONDS = 60.0
+
+
+@pytest.fixture
+def server() -> Iterator[EmbeddedPostgres]:
+    """A server that nobody starts again but the test."""
+    server = private_server()
+    server.start()
+    yield server
+    remove_server(server)
+
+
+def test_what_got_250_is_delivered_though_nodes_are_killed(make_world: MakeWorld) -> None:
+    """Two nodes on one queue; what a dead one had leased is the other's within a minute."""
+    world = make_world(domains=DOMAINS, conducts=[Conduct(pause_seconds=0.05)])
+    dispatch, nodes = world.dispatch, world.nodes
+    source = random.Random(1)
+    world.start()
+    programs = Programs(dispatch, domains=DOMAINS, seed=1, gone=0.1, pause_seconds=0.02).start()
+    for which in (0, 1, 0):
+        programs.wait_for(source.randint(20, 60))
+        time.sleep(source.uniform(0, 0.05))  # at any moment, not only when a letter was just accepted
+        nodes[which].kill()
+        nodes[which].start()
+    programs.wait_for(20)
+    programs.finish()
+    dispatch.wait_until_drained(TAKEN_OVER_SECONDS)
+    assert dispatch.findings() == []
+    assert {taking.connection.client for taking in dispatch.hosts.takings()} == {node.address for node in nodes}
+    assert world.tracebacks() == []
+
+
+def test_a_database_that_is_killed_costs_no_mail_and_no_second_copy(
+    make_world: MakeWorld, server: EmbeddedPostgres
+) -> None:
+    """What came of messages waits in the memory of the nodes, which don't spin meanwhile; nothing is sent twice."""
+    world = make_world(domains=DOMAINS, dsn=server.dsn, conducts=[Conduct(pause_seconds=0.05)])
+    dispatch, nodes = world.dispatch, world.nodes
+    world.start()
+    programs = Programs(dispatch, domains=DOMAINS, seed=1, gone=0.1, pause_seconds=0.02).start()
+    for _ in range(2):
+        programs.wait_for(40)
+        used = [_cpu_seconds(node.gate.pid) for node in nodes]
+        with dispatch.outage():
+            _kill(server)
+            time.sleep(2.0)  # it is away for that long
+            for node, before in zip(nodes, used, strict=True):
+                assert _cpu_seconds(node.gate.pid) - before < 1.5
+            server.ensure_running()
+        taken = dispatch.taken()
+        eventually(lambda taken=taken: dispatch.taken() > taken + 20, "mail is delivered again")  # type: ignore[misc]
+    programs.wait_for(20)
+    programs.finish()
+    dispatch.wait_until_drained()
+    assert dispatch.findings() == []
+    assert dispatch.duplicates() == []
+    assert world.tracebacks() == []
+
+
+def _kill(server: EmbeddedPostgres) -> None:
+    postmaster = server.postmaster()
+    assert postmaster is not None
+    processes = psutil.Process(postmaster.pid).children()
+    os.kill(postmaster.pid, signal.SIGKILL)
+    # Its children see that it is gone, each at its next look; a new postmaster does not start before they have ended.
+    psutil.wait_procs(processes, 10)
+
+
+def _cpu_seconds(pid: int) -> float:
+    times = psutil.Process(pid).cpu_times()
+    return float(times.user + times.system)
