@@ -214,6 +214,10 @@ class Destination:
         ):
             self._send(connection)
 
+    def forgive(self) -> None:
+        """Avoid no host any longer."""
+        self._avoided.clear()
+
     def give_back(self) -> None:
         """Release what waits."""
         while self._pending:

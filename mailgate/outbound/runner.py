@@ -558,6 +558,7 @@ class QueueRunner:
 
     async def _look_at_destinations(self) -> None:
         """What other nodes and operators say of destinations counts here too."""
+        before = self._left_alone()
         states = await self._rows.destinations()
         self._trouble_times = {state.name: state.failures for state in states if state.failures}
         self._backed_off = {
@@ -568,6 +569,8 @@ class QueueRunner:
         for way, destination in self._destinations.items():
             if way[0] in left_alone:
                 destination.give_back()
+            elif way[0] in before:
+                destination.forgive()  # an operator wants it tried, or another node has found it well
         self.wake()
 
     async def _claim_overdue(self) -> None:
