@@ -12,7 +12,16 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mailgate.composition import Part, base64_lines, encoded_words, folded, header_field, multipart, text_part
+from mailgate.composition import (
+    Part,
+    base64_lines,
+    encoded_words,
+    folded,
+    header_field,
+    multipart,
+    one_line,
+    text_part,
+)
 from mailgate.submission.addresses import addresses_in
 
 _UNKNOWN_TYPE = "application/octet-stream"
@@ -63,7 +72,7 @@ def _encoded(words: str) -> str:
     found = addresses_in(words)
     if words.isascii() or not found:
         return words
-    name = words.partition("<")[0].strip().strip('"')
+    name = one_line(words.partition("<")[0]).strip('"')
     if len(found) > 1 or not name or "<" not in words:
         return ", ".join(address.text for address in found)
     return f"{name if name.isascii() else encoded_words(name)} <{found[0].text}>"

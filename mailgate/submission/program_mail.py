@@ -23,6 +23,7 @@ _NAMED = re.compile(rb"([!-9;-~]+)[ \t]*:(.*)", re.DOTALL)
 
 _RECIPIENTS = ("to", "cc", "bcc")
 _RESENT_RECIPIENTS = ("resent-to", "resent-cc", "resent-bcc")
+_BLIND = ("bcc", "resent-bcc")
 _ADDRESS_FIELDS = frozenset(
     {"from", "sender", "reply-to", "resent-from", "resent-sender", *_RECIPIENTS, *_RESENT_RECIPIENTS}
 )
@@ -44,8 +45,8 @@ class ProgramMail:
     body: bytes
 
     def octets(self) -> bytes:
-        """Header, empty line, body."""
-        return b"".join(self.fields) + b"\r\n" + self.body
+        """Header, empty line, body; without blind copies, which the server may not know to remove."""
+        return b"".join(field for field in self.fields if _split(field)[0] not in _BLIND) + b"\r\n" + self.body
 
     def recipients(self) -> list[str]:
         """Whom the header names, each once: those of the Resent fields where there are any (RFC 5322 section 3.6.6)."""
@@ -127,10 +128,12 @@ def _completed(field: bytes, domain: str) -> bytes:
 
 
 def _from_field(author: Author) -> bytes:
-    if not author.full_name:
+    # Whoever wrote the name, it must not begin another field.
+    full_name = " ".join("".join(char if char.isprintable() else " " for char in author.full_name).split())
+    if not full_name:
         return f"From: {author.address}\r\n".encode()
-    quoted = author.full_name.replace("\\", "\\\\").replace('"', '\\"')
-    name = f'"{quoted}"' if author.full_name.isascii() else _encoded_word(author.full_name)
+    quoted = full_name.replace("\\", "\\\\").replace('"', '\\"')
+    name = f'"{quoted}"' if full_name.isascii() else _encoded_word(full_name)
     return f"From: {name} <{author.address}>\r\n".encode()
 
 

@@ -72,6 +72,12 @@ def test_a_subject_begins_no_field(subject: str) -> None:
     assert parsed["Bcc"] is None
 
 
+def test_a_name_begins_no_field() -> None:
+    """As encoded words neither."""
+    message = compose(author="Jürgen\r\nBcc: x <a@x.test>", to=["b@x.test"], text="")
+    assert message.startswith(b"From: =?utf-8?b?SsO8cmdlbiBCY2M6IHg=?= <a@x.test>\r\n")
+
+
 def test_an_address_begins_no_field() -> None:
     """A blind copy would be told to all."""
     with pytest.raises(NotAnAddress):

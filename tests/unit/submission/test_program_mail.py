@@ -66,10 +66,14 @@ def test_long_lines_of_text_are_encoded() -> None:
         (Author("a@x.test"), b"From: a@x.test\r\n"),
         (Author("a@x.test", 'The "A"'), b'From: "The \\"A\\"" <a@x.test>\r\n'),
         (Author("a@x.test", "Jürgen"), b"From: =?utf-8?b?SsO8cmdlbg==?= <a@x.test>\r\n"),
+        (Author("a@x.test", "A\r\nBcc: b\x00\n"), b'From: "A Bcc: b" <a@x.test>\r\n'),
+        (Author("a@x.test", "\r\n"), b"From: a@x.test\r\n"),
+        (Author("a@x.test", "Jürgen\nBcc"), b"From: =?utf-8?b?SsO8cmdlbiBCY2M=?= <a@x.test>\r\n"),
+        (Author("a@x.test", "J\udcfc"), b'From: "J" <a@x.test>\r\n'),
     ],
 )
 def test_the_author_is_who_runs_the_program(author: Author, expected: bytes) -> None:
-    """RFC 5322 section 3.6.2; RFC 2047."""
+    """RFC 5322 section 3.6.2; RFC 2047. A name begins no other field, whoever chose it (-F)."""
     assert octets(b"", author) == expected + b"\r\n"
 
 
@@ -85,6 +89,12 @@ def test_the_author_is_who_runs_the_program(author: Author, expected: bytes) -> 
 def test_the_header_names_the_recipients(header: bytes, expected: list[str]) -> None:
     """RFC 5322 sections 3.6.3 and 3.6.6: once each."""
     assert program_mail(header + b"\n", CRON, "x.test").recipients() == expected
+
+
+def test_blind_copies_are_in_the_envelope_alone() -> None:
+    """RFC 5322 section 3.6.3: a server that takes mail from programs as it is would show them to all."""
+    text = b"To: a@x.test\nBcc: b@x.test,\n c@x.test\nBCC : d@x.test\nResent-Bcc: e@x.test\nSubject: x\n\nBcc: y\n"
+    assert octets(text) == b"To: a@x.test\r\nSubject: x\r\n" + FROM + b"\r\nBcc: y\r\n"
 
 
 def test_a_field_that_holds_no_addresses_is_refused() -> None:
