@@ -11,8 +11,18 @@ from dataclasses import dataclass
 from typing import Final
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from service_identity import CertificateError, VerificationError
 from service_identity.cryptography import verify_certificate_hostname, verify_certificate_ip_address
+
+# What `cryptography` raises, at one place or another, for certificates that OpenSSL has taken.
+UNREADABLE: Final = (
+    ValueError,
+    UnsupportedAlgorithm,
+    x509.InvalidVersion,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+)
 
 _NOT_YET_VALID: Final = 9  # OpenSSL's X509_V_ERR_CERT_NOT_YET_VALID
 _HAS_EXPIRED: Final = 10  # X509_V_ERR_CERT_HAS_EXPIRED
@@ -46,7 +56,7 @@ def _has_name(certificate: x509.Certificate, name: str) -> bool:
             verify_certificate_ip_address(certificate, name)
         else:
             verify_certificate_hostname(certificate, name)
-    except (VerificationError, CertificateError, ValueError):  # ValueError: the certificate is malformed
+    except (VerificationError, CertificateError, *UNREADABLE):
         return False
     return True
 

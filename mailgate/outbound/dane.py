@@ -13,12 +13,11 @@ from collections.abc import Sequence
 from typing import Final, TypeAlias
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from OpenSSL import crypto
 
-from mailgate.outbound.certificates import Fault, fault_of, name_fault
+from mailgate.outbound.certificates import UNREADABLE, Fault, fault_of, name_fault
 
 Tlsa: TypeAlias = tuple[int, int, int, bytes]  # usage, selector, matching type, data
 
@@ -69,7 +68,7 @@ def _matches(record: Tlsa, certificate: x509.Certificate) -> bool:
             if selector == _WHOLE
             else certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
         )
-    except (ValueError, UnsupportedAlgorithm):
+    except UNREADABLE:
         return False
     digest = _DIGESTS.get(matching_type)
     return (octets if digest is None else digest(octets).digest()) == data
@@ -82,7 +81,7 @@ def _anchor_in(record: Tlsa) -> x509.Certificate | None:
         return None
     try:
         return x509.load_der_x509_certificate(data)
-    except ValueError:
+    except UNREADABLE:
         return None
 
 
@@ -109,6 +108,6 @@ def _is_for_servers(leaf: x509.Certificate) -> bool:
         usages = leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
     except x509.ExtensionNotFound:
         return True
-    except ValueError:
+    except UNREADABLE:
         return False
     return ExtendedKeyUsageOID.SERVER_AUTH in usages or ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE in usages

@@ -25,7 +25,7 @@ from twisted.protocols.tls import TLSMemoryBIOProtocol
 from zope.interface import implementer
 
 from mailgate.certificate import UnusableFile
-from mailgate.outbound.certificates import Fault, fault_of, name_fault
+from mailgate.outbound.certificates import UNREADABLE, Fault, fault_of, name_fault
 from mailgate.outbound.dane import mismatch
 from mailgate.outbound.plan import TlsDemand, TlsLevel, TlsUsed
 
@@ -142,7 +142,7 @@ def _chain_of(connection: SSL.Connection) -> list[x509.Certificate]:
     """The certificates that the server showed, its own first."""
     try:
         return connection.get_peer_cert_chain(as_cryptography=True) or []
-    except ValueError:
+    except UNREADABLE:
         return []
 
 

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.x509.oid import ExtensionOID, NameOID
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mailgate.certificate import read_chain
+from mailgate.outbound.certificates import name_fault
 from mailgate.outbound.dane import Tlsa, is_usable, mismatch
 from tests.support.certificates import Authority
 
@@ -64,6 +68,48 @@ def test_a_certificate_matches_by_each_selector_and_matching_type(
     fault = mismatch([record], other.chain, NAMES)
     assert fault is not None
     assert fault.result in ("validation-failure", "certificate-not-trusted")
+
+
+def odd_certificates() -> dict[str, x509.Certificate]:
+    """Certificates that OpenSSL takes, and that a stranger may show."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "odd")])
+    now = datetime.now(UTC)
+    alternative, unused = ExtensionOID.SUBJECT_ALTERNATIVE_NAME, x509.ObjectIdentifier("2.5.29.16")
+    names = b"\x30\x11\x82\x0fmx.example.test"
+
+    def built(*extensions: tuple[x509.ObjectIdentifier, bytes]) -> x509.Certificate:
+        builder = (
+            x509.CertificateBuilder()
+            .subject_name(name)
+            .issuer_name(name)
+            .public_key(key.public_key())
+            .serial_number(1)
+            .not_valid_before(now - timedelta(days=1))
+            .not_valid_after(now + timedelta(days=1))
+        )
+        for identifier, octets in extensions:
+            builder = builder.add_extension(x509.UnrecognizedExtension(identifier, octets), critical=False)
+        return builder.sign(key, hashes.SHA256())
+
+    twice = built((alternative, names), (unused, names)).public_bytes(Encoding.DER)
+    return {
+        "names twice": x509.load_der_x509_certificate(twice.replace(b"\x55\x1d\x10", b"\x55\x1d\x11")),
+        "an X.400 address": built((alternative, b"\x30\x04\xa3\x02\x05\x00")),
+        "garbage": built((alternative, b"\xff")),
+        "a name with NUL": built((alternative, b"\x30\x14\x82\x12mx.example.test\0.x")),
+    }
+
+
+def test_a_certificate_that_can_not_be_read_has_no_name_and_breaks_nothing() -> None:
+    """RFC 5280 section 4.2 forbids most of these; who shows one proves nothing."""
+    for label, certificate in odd_certificates().items():
+        anchor = tlsa(2, 0, 0, certificate)
+        for fault in (name_fault(certificate, NAMES), mismatch([anchor], [certificate], NAMES)):
+            assert fault is not None, label
+        assert mismatch([tlsa(3, 1, 1, certificate)], [certificate], NAMES) is None, label
+        unheard_of = certificate.public_bytes(Encoding.DER).replace(b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x07", 1)
+        assert mismatch([(2, 0, 0, unheard_of)], [certificate], NAMES) is not None
 
 
 def test_one_record_of_several_is_enough(tmp_path: Path) -> None:
