@@ -96,6 +96,7 @@ class World:
         self._publish(DOMAIN, f"mail.{DOMAIN}", "127.0.0.1")
         self.unavailable: dict[str, str] = {}
         self.peers: dict[str, Peer] = {}
+        self._failed: dict[str, str] = {}
         self.gate.start()
         self._make_keys()
         self.run("mailbox", "set", "--password", BOB, given=PASSWORD)
@@ -104,11 +105,15 @@ class World:
                 self.peers[kind.name] = stack.enter_context(self._peer(kind, f"{self.network}.{number}"))
             except Unavailable as reason:
                 self.unavailable[kind.name] = str(reason)
+            except AssertionError as error:  # it does not start, which is the failure of its own tests alone
+                self._failed[kind.name] = str(error)
 
     def peer(self, name: str) -> Peer:
-        """The peer of that name, or the test is skipped."""
+        """The peer of that name. Where it can't be had the test is skipped."""
         if name in self.unavailable:
             pytest.skip(self.unavailable[name])
+        if name in self._failed:
+            pytest.fail(self._failed[name])
         return self.peers[name]
 
     @property

@@ -64,7 +64,7 @@ begin routers
 elsewhere:
   driver = manualroute
   domains = ! +own_domains
-  route_list = * "{next_host}::{next_port}"
+  route_list = * {next_host}
   host_find_failed = defer
   self = send
   transport = {transport}
@@ -80,6 +80,7 @@ users:
 begin transports
 signed:
   driver = smtp
+  port = {next_port}
   interface = {address}
   hosts_require_tls = *
   tls_tempfail_tryclear = false

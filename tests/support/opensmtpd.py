@@ -7,10 +7,14 @@ first. It has neither SMTPUTF8 nor PIPELINING, and signs nothing by itself.
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import ClassVar
 
 from tests.support.debian import libraries, unpacked
 from tests.support.peer import FORWARDED, PROGRAMS, SYSTEM_USER, USERS, Mount, Namespace, Peer, Situation, SystemUser
+from tests.support.unavailable import Unavailable
+
+_AUTHORITIES = Path("/etc/ssl/certs/ca-certificates.crt")
 
 _DAEMON = SystemUser("opensmtpd", SYSTEM_USER + 1)
 _QUEUE = SystemUser("opensmtpq", SYSTEM_USER + 2)
@@ -40,6 +44,8 @@ class OpenSmtpd(Peer):
     returns_envid: ClassVar[bool] = False
 
     def __init__(self, situation: Situation) -> None:
+        if not _AUTHORITIES.exists():
+            raise Unavailable("ca-certificates, without which OpenSMTPD does not start, is not installed")
         programs = unpacked("opensmtpd", prefers_backports=True)
         super().__init__(situation)
         (self.folder / "mail").mkdir()
