@@ -131,7 +131,7 @@ class Failures:
             },
         )
         found = {kind: (failures, is_banned) for kind, failures, is_banned in rows}
-        # A row may have been lifted by somebody in the same moment.
+        # A row may have been lifted by somebody in the same moment; of a banned network only its own is counted.
         network_failures, is_network_banned = found.get("network", (1, False))
         account_failures, is_account_banned = found.get("account", (1, False))
         return Count(network_failures, account_failures, is_network_banned, is_account_banned)

@@ -239,6 +239,8 @@ CREATE FUNCTION count_failure(
     p_maximum_ban interval
 ) RETURNS TABLE (kind text, failures integer, is_banned boolean) LANGUAGE plpgsql AS $$
 #variable_conflict use_column
+DECLARE
+    was_banned boolean;
 BEGIN
     -- What has not counted for a day goes, a few rows at a time: strangers can make up any number of names.
     DELETE FROM mailgate.ban WHERE id IN (
@@ -247,10 +249,14 @@ BEGIN
           AND coalesce(banned_until < now() - interval '1 day', true)
         ORDER BY counted_since LIMIT 10 FOR UPDATE SKIP LOCKED
     );
-    -- Always the account before the network, so that two sessions never wait for each other.
+    -- What a network had under way when it was banned counts against no account: one burst would else ban it for others.
+    -- Always the network before the account, so that two sessions never wait for each other.
+    SELECT b.banned_until > now() INTO was_banned
+    FROM mailgate.ban b WHERE b.kind = 'network' AND b.subject = p_network FOR UPDATE;
     INSERT INTO mailgate.ban AS b (kind, subject, failures)
     SELECT n.kind, n.subject, 1 FROM (VALUES ('account', p_account), ('network', p_network)) AS n (kind, subject)
-    ORDER BY n.kind
+    WHERE n.kind = 'network' OR was_banned IS NOT TRUE
+    ORDER BY n.kind DESC
     ON CONFLICT (kind, subject) DO UPDATE
     SET failures = CASE WHEN b.counted_since < now() - p_window THEN 1 ELSE b.failures + 1 END,
         counted_since = CASE WHEN b.counted_since < now() - p_window THEN now() ELSE b.counted_since END,
@@ -262,6 +268,7 @@ BEGIN
                b.failures >= CASE b.kind WHEN 'account' THEN p_account_failures ELSE p_network_failures END AS is_enough
         FROM mailgate.ban b
         WHERE (b.kind, b.subject) IN (('account', p_account), ('network', p_network))
+          AND (b.kind = 'network' OR was_banned IS NOT TRUE)
     ), banned AS (
         UPDATE mailgate.ban b
         SET failures = 0,
@@ -273,7 +280,7 @@ BEGIN
     SELECT c.kind, c.failures, c.is_enough FROM counted c;
 END
 $$;
-COMMENT ON FUNCTION count_failure(text, text, interval, integer, integer, interval, interval) IS 'Counts a failed authentication against the client''s network and the account, and bans whichever has had so many within the window: for p_ban the first time, twice as long each time after it, p_maximum_ban at most. Gives both counts.';
+COMMENT ON FUNCTION count_failure(text, text, interval, integer, integer, interval, interval) IS 'Counts a failed authentication against the client''s network and the account, and bans whichever has had so many within the window: for p_ban the first time, twice as long each time after it, p_maximum_ban at most. Gives both counts; that of the network alone where it was banned already.';
 
 CREATE TABLE send_grant (
     mailbox_id integer NOT NULL REFERENCES mailbox ON DELETE CASCADE,

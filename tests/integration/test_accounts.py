@@ -19,7 +19,7 @@ from mailgate.accounts.checker import DatabaseChecker
 from mailgate.accounts.hashing import Overloaded, PasswordThreads
 from mailgate.cli.main import main
 from mailgate.sasl.scram import ITERATIONS
-from mailgate.storage.credentials import Bounds, Credentials
+from mailgate.storage.credentials import Bounds, Credentials, Failures
 from tests.support import postgres
 from tests.support.accounts import CHEAP, TLS, USUAL, Node, add_account, set_password, view
 from tests.support.command import command_for
@@ -223,6 +223,19 @@ class BanTests(AccountsTestCase):
             assert await node.exchange("PLAIN", as_another, STRANGER) is NETWORK_BANNED
         assert await node.plain(ALICE, "correct horse", OFFICE) == ALICE
         assert self.query("SELECT failures FROM mailgate.ban WHERE kind = 'account'") == [(2,)]
+
+    async def test_a_burst_of_one_network_does_not_ban_an_account(self) -> None:
+        """What was under way when the network was banned counts against the network alone."""
+        bounds = Bounds(failures_per_network=3, failures_per_account=5)
+        node = await self.node(bounds)
+        failures = Failures(node.execute)
+        counts = [await failures.count(STRANGER.client_network, ALICE, bounds) for _ in range(9)]
+        assert [count.is_network_banned for count in counts] == [False, False, True] * 3
+        assert not any(count.is_account_banned for count in counts)
+        assert self.query("SELECT kind, failures, bans FROM mailgate.ban ORDER BY kind") == [
+            ("account", 3, 0),
+            ("network", 0, 3),
+        ]
 
     async def test_a_ban_by_the_operator_holds_for_known_networks_too(self) -> None:
         """And for every client in the network that it names."""
