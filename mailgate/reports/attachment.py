@@ -150,7 +150,7 @@ def _unzipped(octets: bytes) -> Iterator[bytes]:
     try:
         with zipfile.ZipFile(io.BytesIO(octets)) as archive:
             names = archive.infolist()[:_MAX_PARTS]
-            wanted = next((each for each in names if not each.is_dir()), None)
+            wanted = next((each for each in names if each.filename and not each.is_dir()), None)
             if wanted is None or wanted.flag_bits & 1 or wanted.compress_type not in _ZIP_METHODS:
                 raise UnreadableReport("the archive is empty, encrypted, or packed in a way that nobody needs")
             total = 0

@@ -164,6 +164,14 @@ class DailyReports:
         except Undecided:
             log.debug("whom to report about {domain} can't be looked up now", domain=domain)
             return False
+        except psycopg2.DataError as error:
+            log.warn("no report about {domain}: {reason}", domain=domain, reason=" ".join(str(error).split()))
+            return False
+        except (StorageUnavailable, psycopg2.Error, CancelledError):
+            raise
+        except Exception:  # whatever is wrong with what one domain has published must not harm the others
+            log.failure("making the report about {domain} failed", domain=domain)
+            return False
         await deferLater(self._reactor, _PAUSE_SECONDS)
         return is_sent
 

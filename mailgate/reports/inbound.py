@@ -175,9 +175,15 @@ class InboundReports:
         message = await self._store.possible_report(message_id)
         if message is None:
             return False
-        result: tuple[list[bytes], str] = await deferToThreadPool(
-            self._reactor, self._reactor.getThreadPool(), _statements, message_id, message
-        )
+        try:
+            result: tuple[list[bytes], str] = await deferToThreadPool(
+                self._reactor, self._reactor.getThreadPool(), _statements, message_id, message
+            )
+        except CancelledError:
+            raise
+        except Exception:  # whatever a stranger may find that breaks a reader must not stop the search at this message
+            log.failure("{id} breaks the reader of reports", id=encode_id(message_id))
+            return False
         statements, problem = result
         if problem:
             log.info("{id} has no report: {problem!r}", id=encode_id(message_id), problem=problem)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import gzip
 import json
 import time
+from unittest import mock
 
-from mailgate.reports.inbound import SETTLED_SECONDS, InboundReports
+from mailgate.reports.dmarc_report import read
+from mailgate.reports.inbound import SETTLED_SECONDS, Found, InboundReports
 from mailgate.reports.tls_report import write as write_tls
 from mailgate.storage.reports import ReportStore
 from tests.support import stored_mail
@@ -110,6 +112,18 @@ class ReceivedReportTests(WritingTestCase):
         self.deliver(report_message(), piece_octets=100)
         assert await (await self.inbound()).search() == 3
         assert self.query("SELECT report_id FROM dmarc_report ORDER BY 1") == [("2",), ("3",), ("571710",)]
+
+    async def test_a_message_that_breaks_the_reader_does_not_stop_the_search(self) -> None:
+        """Else it would be met first again after each start."""
+        self.deliver(report_message())
+        self.deliver(report_message(OURS.replace("571710", "2")))
+        inbound = await self.inbound()
+        with mock.patch(
+            "mailgate.reports.inbound.report_in", side_effect=[KeyError("odd"), Found(read([OURS.encode()]))]
+        ):
+            assert await inbound.search() == 1
+        assert len(self.flushLoggedErrors(KeyError)) == 1  # type: ignore[no-untyped-call]  # Twisted's
+        assert await inbound.search() == 0
 
     async def test_old_reports_are_forgotten(self) -> None:
         """As long as config says."""

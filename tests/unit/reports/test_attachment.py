@@ -61,6 +61,7 @@ TEXT = b"Content-Type: text/plain\r\n\r\nHello\r\n"
         part(b"\xef\xbb\xbf" + XML),
         b"Content-Type: text/xml\r\n\r\n" + XML.replace(b"\n", b"\r\n"),
         message(TEXT, part(b"PK\x03\x04 not a zip"), part(gzip.compress(XML))),
+        message(part(zipped(("x.xml", b"")).replace(b"x.xml", b"\0.xml")), part(gzip.compress(XML))),  # without a name
     ],
 )
 def test_a_report_is_found_however_it_is_packed(octets: bytes) -> None:

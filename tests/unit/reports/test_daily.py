@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import psycopg2
 import pytest
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
@@ -22,6 +23,9 @@ class Store:
     def __init__(self, clock: Clock) -> None:
         self.asked: list[tuple[float, str]] = []
         self.is_away = False
+        self.names: list[str] = []
+        self.broken: dict[str, Exception] = {}
+        self.sent: list[str] = []
         self._clock = clock
 
     async def collect(self, day: Any) -> bool:  # Any: a date
@@ -33,20 +37,47 @@ class Store:
     async def dmarc_domains(self, _day: object, _after: str) -> list[object]:
         return []
 
-    tls_domains = dmarc_domains
+    async def tls_domains(self, _day: object, after: str) -> list[str]:
+        return [name for name in self.names if name > after]
+
+    async def tls_results(self, _day: object, domain: str) -> list[object]:
+        if domain in self.broken:
+            raise self.broken[domain]
+        return []
+
+    async def send(self, _kind: str, domain: str, *_: object) -> bool:
+        self.sent.append(domain)
+        return True
 
     async def forget(self, _before: float, _now: float) -> None:
         return None
 
 
-def running(since_midnight: float) -> tuple[Clock, Store, DailyReports]:
-    clock = Clock()
+class Threads:
+    """A pool that does its work at once."""
+
+    def callInThreadWithCallback(self, told: Any, work: Any, *arguments: Any) -> None:  # noqa: N802 - Twisted's name
+        told(True, work(*arguments))
+
+
+class Reactor(Clock):
+    """A clock with threads."""
+
+    def getThreadPool(self) -> Threads:  # noqa: N802 - Twisted's name
+        return Threads()
+
+    def callFromThread(self, work: Any, *arguments: Any) -> None:
+        work(*arguments)
+
+
+def running(since_midnight: float, zone: str = "") -> tuple[Clock, Store, DailyReports]:
+    clock = Reactor()
     clock.advance(MIDNIGHT + since_midnight)
     store: Any = Store(clock)
     reports = DailyReports(
         clock,
         store,
-        Zone(),
+        Zone(zone),
         ReportSettings(Reporter("Example", "postmaster@example.test", "mx.example.test")),
         signing=None,
         next_id=lambda: 1,
@@ -95,3 +126,15 @@ def test_after_stop_nothing_happens() -> None:
     clock.pump([60.0] * 1000)
     assert store.asked == []
     assert not clock.getDelayedCalls()
+
+
+@pytest.mark.parametrize("error", [psycopg2.DataError("odd"), KeyError("odd")])
+def test_a_domain_whose_report_can_not_be_made_does_not_stop_the_others(error: Exception) -> None:
+    """Whatever a stranger may have found, it is about his own report; and the next day has reports again."""
+    records = "\n".join(f'_smtp._tls.{name}.test TXT "v=TLSRPTv1; rua=mailto:r@{name}.test"' for name in "abc")
+    clock, store, _ = running(40_000.0, records)
+    store.names = ["a.test", "b.test", "c.test"]
+    store.broken = {"b.test": error}
+    clock.pump([60.0] * 2000)
+    assert store.sent[:2] == ["a.test", "c.test"]
+    assert {day for _, day in store.asked} == {"2026-11-21", "2026-11-22"}

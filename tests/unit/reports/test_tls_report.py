@@ -107,6 +107,7 @@ def test_the_example_of_the_rfc_is_read() -> None:
         changed(policies=[{}]),
         changed(policies=[EXAMPLE["policies"][0] | {"summary": {"total-successful-session-count": -1}}]),  # type: ignore[index]  # JSON
         b" " * (MAX_JSON_OCTETS + 1),
+        changed(more=[[]] * 10_000),  # a parse of many of them holds all else up
     ],
 )
 def test_what_is_no_report_is_unreadable(octets: bytes) -> None:
