@@ -132,8 +132,12 @@ def by_swaks(door: Door, login: Login, sender: str, recipient: str, message: byt
 def by_msmtp(door: Door, login: Login, sender: str, recipient: str, message: bytes) -> Came:
     """What replaces sendmail on many desks; SASL by GNU's library."""
     msmtp = _program("msmtp")
-    if login.mechanism.lower() not in _methods(msmtp):
+    mechanism, known = login.mechanism.lower(), _methods(msmtp) | {"on"}  # "on": whichever it likes best
+    if mechanism not in known:
         raise Unavailable(f"this msmtp does not know {login.mechanism}")
+    if mechanism == "scram-sha-256" and f"{mechanism}-plus" in known:
+        # It says that it would have bound to the channel, and RFC 5802 section 6 has us refuse that.
+        raise Unavailable("this msmtp takes SCRAM-SHA-256 only where SCRAM-SHA-256-PLUS is not offered")
     tls = {
         "implicit": ["--tls=on", "--tls-starttls=off"],
         "starttls": ["--tls=on", "--tls-starttls=on"],
@@ -143,7 +147,7 @@ def by_msmtp(door: Door, login: Login, sender: str, recipient: str, message: byt
         [
             *(msmtp, "--file=/dev/null", "--host=127.0.0.1", f"--port={door.port}", "--domain=client.example"),
             *(f"--tls-trust-file={door.authorities}", f"--tls-host-override={door.host}", *tls[door.tls]),
-            *(f"--auth={login.mechanism.lower()}", f"--user={login.username}"),
+            *(f"--auth={mechanism}", f"--user={login.username}"),
             *(f"--passwordeval=printf %s {shlex.quote(login.password)}", f"--from={sender}", "--", recipient),
         ],
         message,

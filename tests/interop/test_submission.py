@@ -5,6 +5,8 @@ Standards: RFC 4954 (AUTH), RFC 8314 (implicit TLS), RFC 6409, RFC 7677 and 9266
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from tests.interop.clients import (
@@ -27,7 +29,7 @@ CLIENTS = {"smtplib": by_smtplib, "swaks": by_swaks, "msmtp": by_msmtp, "nodemai
 MECHANISMS = {
     "smtplib": ("PLAIN", "LOGIN"),
     "swaks": ("PLAIN", "LOGIN"),
-    "msmtp": ("PLAIN", "LOGIN", "SCRAM-SHA-256", "SCRAM-SHA-256-PLUS"),
+    "msmtp": ("PLAIN", "LOGIN", "SCRAM-SHA-256", "SCRAM-SHA-256-PLUS", "on"),
     "nodemailer": ("PLAIN", "LOGIN"),
 }
 # Some of them end what they send with another line end.
@@ -51,7 +53,8 @@ def test_a_program_logs_in_and_sends(world: World, name: str, mechanism: str, tl
     assert handed_in(CLIENTS[name], world.door(tls), Login(BOB, PASSWORD, mechanism), sent) is Came.SENT
     kept = world.kept(mark.encode())
     assert kept.reverse_path == BOB
-    assert " with ESMTPSA " in kept.trace
+    # msmtp asks for SMTPUTF8 wherever it is offered.
+    assert re.search(r" with (ESMTPSA|UTF8SMTPSA) ", kept.trace)
     assert kept.content.partition(b"\r\n\r\n")[2].rstrip() == BODY.rstrip()
 
 
