@@ -186,7 +186,8 @@ _keys = (generate_key("company.example", "r", "rsa"), generate_key("company.exam
 
 def _message(number: int) -> bytes:
     header = (
-        b'From: "Anna Smith" <anna@company.example>\r\nTo: Bob <bob@sink.test>\r\nSubject: The figures of the quarter\r\n'
+        b'From: "Anna Smith" <anna@company.example>\r\nTo: Bob <bob@sink.test>\r\n'
+        b"Subject: The figures of the quarter\r\n"
         b"Date: Mon, 23 Nov 2026 12:00:00 +0000\r\nMessage-ID: <%d.1@company.example>\r\n"
         b"MIME-Version: 1.0\r\nContent-Type: text/plain; charset=us-ascii\r\n" % number
     )

@@ -209,7 +209,7 @@ class Postfix:
             shutil.rmtree(mailbox)
 
     def _command(self, word: str) -> str:
-        """Run `postfix start`, `stop` or `reload`; what it said. It speaks only to a terminal, hence script(1) where there is."""
+        """What `postfix start`, `stop` or `reload` said. It speaks only to a terminal, hence script(1) if there is."""
         command = ["postfix", "-c", str(self._configuration), word]
         if script := shutil.which("script"):
             command = [script, "--quiet", "--return", "--command", " ".join(command), "/dev/null"]

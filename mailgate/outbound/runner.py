@@ -274,7 +274,7 @@ class QueueRunner:
         try:
             while self._is_woken and not self._is_stopping:
                 room = MAX_HELD - len(self._held)
-                if room < _CLAIM_ROWS // 2:
+                if room < _CLAIM_ROWS // 2 or not self._turns.has_room_for_contents:
                     break  # whoever makes room wakes us
                 await self._claim(min(room, _CLAIM_ROWS))
         except StorageUnavailable as error:
@@ -535,7 +535,7 @@ class QueueRunner:
                 self._alive_claims[lease.claim] = left
             else:
                 del self._alive_claims[lease.claim]
-        if len(self._held) <= MAX_HELD - _CLAIM_ROWS // 2:
+        if len(self._held) <= MAX_HELD - _CLAIM_ROWS // 2 and self._turns.has_room_for_contents:
             self.wake()
 
     # ------------------------------------------------------------ what goes by time

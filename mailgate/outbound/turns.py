@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from mailgate.storage.queue import QueuedRow
 
 MAX_HELD = 2000  # rows in memory
+MAX_HELD_OCTETS = 64 * 1024 * 1024  # of contents that came with them
 FIRST_PER_DESTINATION = 100
 _MAX_ROUNDS = 1000  # senders of whom we know which destination was the last
 
@@ -27,6 +28,12 @@ class Turns:
         self.after_domains: OrderedDict[str, str] = OrderedDict()
         self._domains: dict[str, int] = {}
         self._senders: dict[str, int] = {}
+        self._octets = 0
+
+    @property
+    def has_room_for_contents(self) -> bool:
+        """Whether another claim may bring contents."""
+        return self._octets < MAX_HELD_OCTETS
 
     def per_destination(self, rows_per_second: float) -> int:
         """How many rows of one destination may be held: what the fastest is served in about two seconds."""
@@ -63,12 +70,19 @@ class Turns:
         for row in rows:
             self._domains[row.domain] = self._domains.get(row.domain, 0) + 1
             self._senders[row.sender] = self._senders.get(row.sender, 0) + 1
+            self._octets += _octets_of(row)
 
     def give(self, row: QueuedRow) -> None:
         """That row is held no longer."""
+        self._octets -= _octets_of(row)
         for counts, key in ((self._domains, row.domain), (self._senders, row.sender)):
             left = counts[key] - 1
             if left:
                 counts[key] = left
             else:
                 del counts[key]
+
+
+def _octets_of(row: QueuedRow) -> int:
+    """What a content holds of memory, counted for the row that brought it."""
+    return 0 if row.content is None else row.size_octets

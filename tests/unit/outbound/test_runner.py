@@ -382,6 +382,18 @@ def test_a_rate_is_kept() -> None:
     assert 19 <= len(world.net.host("mx.elsewhere.test").served) <= 24
 
 
+def test_contents_in_memory_are_bounded(world: World) -> None:
+    """What is held waits for its host; the rest waits in the database."""
+    host = world.net.host("mx.elsewhere.test")
+    host.answer = None
+    content = memoryview(bytes(250_000))
+    for number in range(1200):
+        world.rows.add(f"d{number}@elsewhere.test", content=content, size_octets=len(content))
+    world.start()
+    held = world.runner.held
+    assert 64 * 1024 * 1024 <= held * 250_000 <= 200 * 1024 * 1024
+
+
 def test_a_smarthost_in_trouble_is_tried_for_one_message(world: World) -> None:
     """Its domains are many; what counts is the route."""
     for number in range(20):
