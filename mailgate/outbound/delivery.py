@@ -253,7 +253,9 @@ class Destination:
         connection.in_flight += 1
         if self._limits.messages_per_second:
             self._tokens -= 1
-        connection.sender.send(message).addCallback(self._delivered, connection, message).addErrback(self._failed)
+        ended = connection.sender.send(message)
+        ended.addCallback(self._delivered, connection, message)
+        ended.addErrback(self._lost_track, connection, message)
 
     def _delivered(self, delivery: Delivery, connection: _Connection, message: OutgoingMessage) -> None:
         connection.in_flight -= 1
@@ -283,6 +285,12 @@ class Destination:
                 self._rest(connection)
         self._open_more()
         self._check_stopped()
+
+    def _lost_track(self, failure: Failure, connection: _Connection, message: OutgoingMessage) -> None:
+        """A fault of ours: recipients of whom nothing is known are tried again, later and on another connection."""
+        self._failed(failure)
+        connection.sender.abort()
+        self._owner.released(self, message)
 
     def _failed(self, failure: Failure) -> None:
         log.failure("delivery to {destination} failed", failure, destination=self.route.key)

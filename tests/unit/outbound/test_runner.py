@@ -418,6 +418,22 @@ def test_a_paused_destination_is_not_tried_and_its_senders_are_told_in_time(worl
     assert world.results() == ["delivered"]
 
 
+def test_a_fault_of_ours_loses_no_message(world: World) -> None:
+    """The row is given back, and tried again."""
+    host = world.net.host("mx.elsewhere.test")
+    host.answer = None
+    world.rows.add("dora@elsewhere.test")
+    world.start()
+    (sender,) = host.open
+    sender.waiting.pop()[1].errback(RuntimeError("a fault"))
+    world.run(1.0)
+    assert not sender.is_usable
+    host.answer = TAKEN
+    world.run(120.0)
+    assert not world.rows.rows
+    assert host.served == ["dora@elsewhere.test"]
+
+
 # ---------------------------------------------------------------- the database, and stops
 
 
