@@ -32,6 +32,8 @@ from mailgate.smtp.reply import Reply, reply
 
 _T = TypeVar("_T")
 
+_LOOPBACK = ("127.0.0.1", "::1")  # RFC 6761 section 6.3: what localhost is, without asking
+
 
 class Policies(Protocol):
     """Where MTA-STS policies come from: `mailgate.outbound.mta_sts_fetch`, or a table."""
@@ -184,6 +186,8 @@ class Router:
         demand = _demand_of(transport, requires_tls=requires_tls)
         if _is_address(transport.host):
             found = Found(transport.host, addresses=(transport.host,))
+        elif transport.host == "localhost":
+            found = Found(transport.host, addresses=_LOOPBACK)
         else:
             survey = Survey(order=self._settings.address_order, allows_private_addresses=True)
             found = await self._settled(lambda answers: survey.host(transport.host, answers))

@@ -25,7 +25,7 @@ _LMTP_PORT: Final = 24
 
 TRANSPORT_FORMS: Final = '"mx", "smtp://HOST:PORT", "smtps://HOST:PORT", "lmtp://HOST:PORT" or "lmtp:/PATH"'
 _URL = re.compile(r"(smtp|smtps|lmtp)://(\[[0-9A-Fa-f:.]+\]|[^\[\]/:@?#]+)(?::([0-9]{1,5}))?/?")
-_LOCAL = re.compile(r"lmtp:(/[^\0]+)")
+_LOCAL = re.compile(r"lmtp:(/[^/\0][^\0]*)")
 
 
 @dataclass(frozen=True, slots=True)

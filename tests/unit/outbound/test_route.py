@@ -396,6 +396,28 @@ def test_lmtp_over_a_socket_needs_no_tls() -> None:
     )
 
 
+def test_lmtp_goes_over_tcp_too() -> None:
+    """RFC 2033; two slashes begin a host, one a path."""
+    found = route("example.test", by_rule(("*", "lmtp://relay.test:2424")))
+    assert isinstance(found, Route)
+    (host,) = found.hosts
+    assert (found.protocol, found.key, host.name, host.addresses, host.port, host.unix_path) == (
+        "lmtp",
+        "lmtp://relay.test:2424",
+        "relay.test",
+        ("10.0.0.25",),
+        2424,
+        "",
+    )
+
+
+def test_localhost_is_this_machine_where_the_operator_says_so() -> None:
+    """RFC 6761 section 6.3: no DNS is asked for that."""
+    assert hosts(route("example.test", by_rule(("*", "lmtp://localhost:2424")))) == [
+        ("localhost", ("127.0.0.1", "::1"))
+    ]
+
+
 def test_a_smarthost_that_has_no_address_is_the_operators_to_mend() -> None:
     """Mail waits, and does not bounce."""
     assert refusal(route("example.test", by_rule(("*", "smtp://nowhere.test")))) == (451, "4.4.4")
