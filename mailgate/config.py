@@ -350,6 +350,7 @@ def load_config(path: Path, *, opens_files: bool = True, now: datetime | None = 
         _check_database(config, reader)
         _check_listeners(config, reader)
         _check_authentication(config, reader)
+        _check_routes(config, reader)
         _check_tls(config, reader)
         _check_folders(config, reader)
         _check_limits(config, reader)
@@ -460,6 +461,21 @@ def _check_listener(listener: Listener, key: str, tls: Tls, reader: Reader) -> N
             reader.fault(f"{key}.client_certificate", "there is no TLS here", 'use "none", or tls = "starttls"')
         elif tls.client_ca is None and not reader.is_faulty("tls.client_ca"):
             reader.fault(f"{key}.client_certificate", "nothing says whom to trust", "add client_ca to [tls]")
+
+
+def _check_routes(config: Config, reader: Reader) -> None:
+    for number, route in enumerate(config.routes or (), 1):
+        key = f"route[{number}]"
+        if route.to == "mx" or (route.to.startswith("lmtp:/") and not route.to.startswith("lmtp://")):
+            if route.username or route.password_file is not None:
+                remedy = "take username and password_file out, or name a host in to"
+                reader.fault(key, "there is nobody to authenticate with", remedy)
+        elif bool(route.username) != (route.password_file is not None) and not reader.is_faulty(f"{key}.password_file"):
+            remedy = "add the other one, or take it out"
+            reader.fault(key, "username and password_file belong together", remedy)
+        if route.to != "mx" and route.tls == "dane":
+            problem = "of a host that is named here no TLSA records are looked up"
+            reader.fault(f"{key}.tls", problem, 'use "verify", or to = "mx"')
 
 
 def _check_authentication(config: Config, reader: Reader) -> None:
