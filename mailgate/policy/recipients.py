@@ -8,7 +8,7 @@ Where an alias leads elsewhere, the reverse-path that the message goes on with i
 (`mailgate.auth.srs`), unless it is ours anyway or null; and a bounce to such a path leads to whom it was.
 
 Standards: RFC 5321 sections 3.3, 3.6 and 4.1.1.3, RFC 3463 (status codes), RFC 1870 section 6.1 (SIZE against what
-is left of a quota).
+is left of a quota), RFC 4865 (held mail).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from twisted.internet.defer import Deferred
 from zope.interface import implementer
 
 from mailgate.auth.srs import NamedTransaction, Srs, SrsFault, is_srs
-from mailgate.envelope import Address, ForwardDestination, Resolution
+from mailgate.envelope import Address, ForwardDestination, MailboxDestination, Resolution
 from mailgate.interfaces import IPolicy
 from mailgate.policy.stage import Stage
 from mailgate.policy.verdict import Continue, Defer, Reject
@@ -41,6 +41,7 @@ _UNKNOWN = Reject(reply(550, "5.1.1", "No such recipient here"))
 _RELAYING = Reject(reply(550, "5.7.1", "Relaying denied"))
 _DISABLED = Reject(reply(550, "5.2.1", "This mailbox is disabled"))
 _OVER_QUOTA = Defer(reply(452, "4.2.2", "The mailbox is full, try again later"))
+_NOT_HELD = Reject(reply(550, "5.3.3", "Mail for a mailbox here can't be held: send it without HOLDFOR or HOLDUNTIL"))
 _SUSPENDED = Defer(reply(450, "4.2.1", "This domain takes no mail at present, try again later"))
 _MISCONFIGURED = Defer(reply(451, "4.3.5", "This recipient leads nowhere at present, try again later"))
 _UNAVAILABLE = Defer(reply(451, "4.3.0", "Can't look up recipients at present, try again later"))
@@ -155,12 +156,7 @@ def _on_record(reverse_path: str | None) -> Address | SrsFault:
 def _verdict(answer: Answer, request: Request, address: Address) -> Verdict:
     match answer.outcome:
         case Outcome.DELIVERABLE:
-            free = answer.quota_free_octets
-            if free is not None and request.transaction is not None:
-                size = request.transaction.reverse_path.parameters.size_octets
-                if size is not None and size > free:
-                    return _OVER_QUOTA
-            return Continue((answer.resolution,))
+            return _objection(answer, request) or Continue((answer.resolution,))
         case Outcome.UNKNOWN:
             # A name of ours would have been found; so it asks us to pass the message on.
             return _RELAYING if has_routing(address.local) else _UNKNOWN
@@ -178,6 +174,21 @@ def _verdict(answer: Answer, request: Request, address: Address) -> Verdict:
             return _MISCONFIGURED
         case _:
             assert_never(answer.outcome)
+
+
+def _objection(answer: Answer, request: Request) -> Verdict | None:
+    """Why this message can't go where its recipient leads; None if it can."""
+    if request.transaction is None:
+        return None
+    parameters, free = request.transaction.reverse_path.parameters, answer.quota_free_octets
+    if free is not None and parameters.size_octets is not None and parameters.size_octets > free:
+        return _OVER_QUOTA
+    # The queue holds mail, and only what leaves goes through it. To deliver at once would be what was not asked for.
+    if parameters.hold_until is not None and any(
+        isinstance(each, MailboxDestination) for each in answer.resolution.destinations
+    ):
+        return _NOT_HELD
+    return None
 
 
 def _elsewhere(address: Address) -> Verdict:

@@ -57,9 +57,11 @@ def decide(
     *,
     authenticated: str | None = None,
     size_octets: int | None = None,
+    hold_until: float | None = None,
 ) -> Verdict | Deferred[Verdict]:
     policy = RecipientsPolicy(cast("Directory", KnownAnswers(answer)))
-    reverse_path = ReversePath(Address("bob", "example.org"), MailParameters(size_octets=size_octets))
+    parameters = MailParameters(size_octets=size_octets, hold_until=hold_until)
+    reverse_path = ReversePath(Address("bob", "example.org"), parameters)
     return policy.decide(
         Request(
             Stage.RCPT,
@@ -133,6 +135,16 @@ def test_the_declared_size_is_held_against_the_quota(size: int | None, fits: boo
         assert verdict == Continue((ALICE,))
     else:
         assert status(verdict)[1:] == (452, "4.2.2")
+
+
+def test_what_is_held_goes_elsewhere_alone() -> None:
+    """RFC 4865: it must not be released before its time, and mailboxes here have it at once."""
+    forward = ForwardDestination("carl@elsewhere.example")
+    assert status(decide(Answer(Outcome.DELIVERABLE, ALICE), hold_until=1.0))[1:] == (550, "5.3.3")
+    both = Answer(Outcome.DELIVERABLE, Resolution((forward, *ALICE.destinations)))
+    assert status(decide(both, hold_until=1.0))[1:] == (550, "5.3.3")
+    for answer in (Answer(Outcome.DELIVERABLE, Resolution((forward,))), Answer(Outcome.NOT_OURS)):
+        assert isinstance(decide(answer, authenticated="alice@example.test", hold_until=1.0), Continue)
 
 
 class LaterTests(SynchronousTestCase):
