@@ -11,7 +11,18 @@ import os
 from typing import ClassVar
 
 from tests.support.debian import libraries, unpacked
-from tests.support.peer import FORWARDED, PROGRAMS, SYSTEM_USER, USERS, Mount, Namespace, Peer, Situation, SystemUser
+from tests.support.peer import (
+    FORWARDED,
+    PROGRAMS,
+    SYSTEM_USER,
+    USERS,
+    Mount,
+    Namespace,
+    Peer,
+    Situation,
+    SystemUser,
+    require_namespaces,
+)
 
 SMART_DOMAIN = "smart.exim.test"
 USERNAME = "mailgate"
@@ -120,6 +131,7 @@ class Exim(Peer):
     verifier: str | None = "mx.exim.test"
 
     def __init__(self, situation: Situation) -> None:
+        require_namespaces()
         programs = unpacked("exim4-daemon-light")
         super().__init__(situation)
         for name in ("spool", "logs", "mail"):

@@ -11,7 +11,18 @@ from pathlib import Path
 from typing import ClassVar
 
 from tests.support.debian import libraries, unpacked
-from tests.support.peer import FORWARDED, PROGRAMS, SYSTEM_USER, USERS, Mount, Namespace, Peer, Situation, SystemUser
+from tests.support.peer import (
+    FORWARDED,
+    PROGRAMS,
+    SYSTEM_USER,
+    USERS,
+    Mount,
+    Namespace,
+    Peer,
+    Situation,
+    SystemUser,
+    require_namespaces,
+)
 from tests.support.unavailable import Unavailable
 
 _AUTHORITIES = Path("/etc/ssl/certs/ca-certificates.crt")
@@ -46,6 +57,7 @@ class OpenSmtpd(Peer):
     def __init__(self, situation: Situation) -> None:
         if not _AUTHORITIES.exists():
             raise Unavailable("ca-certificates, without which OpenSMTPD does not start, is not installed")
+        require_namespaces()
         programs = unpacked("opensmtpd", prefers_backports=True)
         super().__init__(situation)
         (self.folder / "mail").mkdir()

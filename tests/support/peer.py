@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -70,33 +70,35 @@ class SystemUser:
     home: str = "/nonexistent"
 
 
-@dataclass(slots=True)
+def require_namespaces() -> None:
+    """@raises Unavailable: this user or this machine can't have a Namespace."""
+    if os.geteuid() != 0:
+        raise Unavailable("only root can give a program users of its own")
+    for program in ("unshare", "mount"):
+        if shutil.which(program) is None:
+            raise Unavailable(f"{program} is not installed")
+    if not Path("/etc/resolv.conf").exists():
+        raise Unavailable("there is no /etc/resolv.conf to put another in its place")
+    probe = subprocess.run(
+        ["unshare", "--mount", "--propagation", "private", "mount", "-t", "tmpfs", "tmpfs", PROGRAMS],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    if probe.returncode:
+        raise Unavailable(f"mount namespaces are not allowed here: {probe.stderr.strip()}")
+
+
+@dataclass(frozen=True, slots=True)
 class Namespace:
-    """How to start a program that sees these mounts, users and this name server. @raises Unavailable."""
+    """How to start a program that sees these mounts, users and this name server; see `require_namespaces`."""
 
     folder: Path
     mounts: Sequence[Mount]
     users: Sequence[SystemUser]
     name_server: str
-    preparations: Sequence[str] = field(default_factory=list)  # shell commands, run in it
-
-    def __post_init__(self) -> None:
-        if os.geteuid() != 0:
-            raise Unavailable("only root can give a program users of its own")
-        for program in ("unshare", "mount"):
-            if shutil.which(program) is None:
-                raise Unavailable(f"{program} is not installed")
-        if not Path("/etc/resolv.conf").exists():
-            raise Unavailable("there is no /etc/resolv.conf to put another in its place")
-        probe = subprocess.run(
-            ["unshare", "--mount", "--propagation", "private", "mount", "-t", "tmpfs", "tmpfs", PROGRAMS],
-            capture_output=True,
-            text=True,
-            timeout=30,
-            check=False,
-        )
-        if probe.returncode:
-            raise Unavailable(f"mount namespaces are not allowed here: {probe.stderr.strip()}")
+    preparations: Sequence[str] = ()  # shell commands, run in it
 
     def command(self, *program: str) -> list[str]:
         """The command line of that program in it; the process is the program's."""
@@ -159,8 +161,9 @@ class Peer:
         try:
             eventually(self._answers, f"{self.name} answers", _PATIENCE_SECONDS)
         except AssertionError as error:
-            self.stop()
-            raise AssertionError(f"{self.name} does not start: {self.log()[-3000:]}") from error
+            said = self.log()[-3000:]
+            self.__exit__(None, None, None)
+            raise AssertionError(f"{self.name} does not start: {said}") from error
         return self
 
     def __exit__(

@@ -89,6 +89,7 @@ class Postfix(Peer):
             owner = pwd.getpwnam(built_in["mail_owner"])
         except KeyError:
             raise Unavailable(f"there is no user {built_in['mail_owner']}") from None
+        services = _services(situation.address, situation.port)
         super().__init__(situation)
         self._daemons = Path(built_in["daemon_directory"])
         self._configuration = self.folder / "configuration"
@@ -121,7 +122,7 @@ class Postfix(Peer):
             main += _MILTER
             (self.folder / "opendkim/conf").write_text(_OPENDKIM.format(**values))
         (self._configuration / "main.cf").write_text(main.format(**values))
-        (self._configuration / "master.cf").write_text(_services(situation.address, situation.port))
+        (self._configuration / "master.cf").write_text(services)
         mailboxes = "".join(f"{user}@{self.domain} mail/\n" for user in USERS)
         (self._configuration / "mailboxes").write_text(mailboxes, "utf-8")
         (self._configuration / "aliases").write_text(f"{FORWARDED}@{self.domain} {situation.forwards_to}\n")
@@ -140,7 +141,7 @@ class Postfix(Peer):
             try:
                 eventually((self.folder / "opendkim/socket").exists, "opendkim listens", 20)
             except AssertionError:
-                self.stop()
+                self.__exit__(None, None, None)
                 raise
         # It makes the folders of the queue. What it says of files that belong to others is of no interest.
         command = ["postfix", "-c", str(self._configuration), "check"]
