@@ -3,7 +3,7 @@
 Both have the same messages of about 4 KB in their queue, signed with DKIM already (RSA-2048 and Ed25519), each for a
 recipient of its own at one destination. Then they may begin, and the time counts until their queue is empty. mailgate
 is one process with its PostgreSQL; Postfix is as it comes, with its 20 connections to a destination. mailgate has as
-many.
+many. The sink has to have counted each message.
 
 The messages come into mailgate's queue by one transaction, with the functions that accept mail; into Postfix's by SMTP,
 while it has no queue manager.
@@ -81,7 +81,7 @@ def rows(place: Path, messages: int, *, has_postfix: bool) -> list[Row]:
 
 def _drain_mailgate(place: Path, certificate: Path, key: Path, mail: Sequence[bytes]) -> Row:
     with (
-        _sink(),
+        _sink(place, len(mail)),
         Gate(place / "gate", certificate, key, mailboxes=("postmaster@bench.test",), more=_ROUTE) as gate,
         closing(psycopg2.connect(gate.dsn)) as database,
     ):
@@ -135,7 +135,7 @@ def _drain_postfix(place: Path, certificate: Path, key: Path, mail: Sequence[byt
     )
     postfix = Postfix(place / "postfix", certificate, key, parameters)
     postfix.stop_queue()
-    with _sink(), postfix:
+    with _sink(place, len(mail)), postfix:
         with ThreadPoolExecutor(_LOADERS) as loaders:
             for _ in loaders.map(lambda start: _load(postfix, mail[start::_LOADERS], start), range(_LOADERS)):
                 pass
@@ -167,11 +167,18 @@ def _wait(left: Callable[[], int], began: float) -> float:
 
 
 @contextmanager
-def _sink() -> Iterator[None]:
+def _sink(place: Path, expected: int) -> Iterator[None]:
+    """Postfix's sink.
+
+    @raises LeftOut: it is not installed.
+    @raises ServerFailed: it has counted fewer messages than were expected, or more.
+    """
     program = shutil.which("smtp-sink")
     if program is None:
         raise LeftOut("smtp-sink is not installed")
-    process = subprocess.Popen([program, "-u", "nobody", f"{_SINK[0]}:{_SINK[1]}", "1000"])
+    counters = place / "sink"
+    with counters.open("wb") as output:
+        process = subprocess.Popen([program, "-c", "-u", "nobody", f"{_SINK[0]}:{_SINK[1]}", "1000"], stdout=output)
     try:
         if not wait_for_greeting(*_SINK, 10):
             raise ServerFailed("smtp-sink does not answer")
@@ -179,6 +186,9 @@ def _sink() -> Iterator[None]:
     finally:
         process.terminate()
         process.wait()
+    counted = int(counters.read_bytes().rpartition(b"mesg=")[2] or 0)
+    if counted != expected:
+        raise ServerFailed(f"the sink has counted {counted} of {expected} messages")
 
 
 _keys = (generate_key("company.example", "r", "rsa"), generate_key("company.example", "e", "ed25519"))
