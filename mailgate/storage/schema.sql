@@ -2485,7 +2485,8 @@ CREATE TRIGGER directory_is_changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE
 --
 -- An address is an account's own if it is named in a grant, or leads to the account's mailbox by names alone: it is the
 -- mailbox's, or an alias that leads to it, over other aliases or not, each with a detail or without. A catch-all and
--- what postmaster falls back to are no names: they say who reads mail that is meant for nobody.
+-- what postmaster falls back to are no names: they say who reads mail that is meant for nobody. Nor does an alias make
+-- the name of a mailbox somebody else's: it says who gets copies of that one's mail.
 
 CREATE FUNCTION name_in_domain(p_domain_id integer, p_separator text, p_local_part text)
 RETURNS text LANGUAGE sql STABLE STRICT
@@ -2518,6 +2519,7 @@ RETURNS TABLE (
         JOIN mailgate.alias a ON a.domain_id = r.domain_id AND a.local_part = r.name
         CROSS JOIN LATERAL mailgate.split_address(a.target) AS s
         JOIN mailgate.domain d ON d.name = s.domain_name AND d.is_enabled
+        WHERE NOT EXISTS (SELECT FROM mailgate.mailbox m WHERE m.domain_id = r.domain_id AND m.local_part = r.name)
     )
     SELECT m.id, m.is_enabled AND d.is_enabled, m.sending_limit,
            EXISTS (SELECT FROM reached r WHERE r.domain_id = m.domain_id AND r.name = m.local_part)

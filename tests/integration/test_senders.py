@@ -30,6 +30,7 @@ FROM mailgate.domain d JOIN (VALUES
     ('example.test', 'bob', true, 3),
     ('example.test', 'alice+private', true, NULL),
     ('example.test', 'gone', false, NULL),
+    ('example.test', 'boss', true, NULL),
     ('dash.test', 'dora', true, NULL),
     ('off.test', 'frank', true, NULL)
 ) AS n (domain, local_part, is_enabled, sending_limit) ON n.domain = d.name;
@@ -38,6 +39,9 @@ SELECT d.id, n.local_part, n.target
 FROM mailgate.domain d JOIN (VALUES
     ('example.test', 'team', 'Alice@EXAMPLE.test'),
     ('example.test', 'team', 'bob@example.test'),
+    ('example.test', 'boss', 'boss@example.test'),
+    ('example.test', 'boss', 'bob@example.test'),
+    ('example.test', 'office', 'boss@example.test'),
     ('example.test', 'everyone', 'team@example.test'),
     ('example.test', 'lists', 'alice+lists@example.test'),
     ('example.test', 'out', 'alice@elsewhere.example'),
@@ -70,6 +74,8 @@ OWN = [
     ("bob@example.test", "CEO@Example.test"),
     ("bob@example.test", "anybody@shop.example"),
     ("dora@dash.test", "dora-detail@dash.test"),
+    ("boss@example.test", "boss@example.test"),
+    ("boss@example.test", "office@example.test"),
 ]
 NOT_OWN = [
     ("alice@example.test", "bob@example.test"),
@@ -84,6 +90,9 @@ NOT_OWN = [
     ("alice@example.test", "sales@off.test"),
     ("alice@example.test", "alice@[192.0.2.1]"),
     ("bob@example.test", "ceo+detail@example.test"),
+    ("bob@example.test", "boss@example.test"),  # who gets copies of somebody's mail is not that one
+    ("bob@example.test", "boss+detail@example.test"),
+    ("bob@example.test", "office@example.test"),
     ("bob@example.test", "anybody@sub.shop.example"),
     ("dora@dash.test", "dora+detail@dash.test"),
 ]
