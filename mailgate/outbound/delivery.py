@@ -198,8 +198,9 @@ class Destination:
             and len(self._connections) + len(self._opening) < int(self._limit)
             and self._has_token()
             and self._owner.may_connect()
+            and self._open()
         ):
-            self._open()
+            pass
 
     def _fill(self, connection: _Connection, depth: int) -> None:
         """Have so many messages under way on a connection, if it takes as many."""
@@ -325,26 +326,36 @@ class Destination:
 
     # ------------------------------------------------------------ connections
 
-    def _open(self) -> None:
+    def _open(self) -> bool:
+        """Begin another connection; whether there may be one. Where not, another try has to wait for what comes."""
         opening = Deferred.fromCoroutine(self._open_one())
         if not opening.called:
             self._opening.add(opening)
-        opening.addBoth(lambda result: self._opened(result, opening))
+            opening.addBoth(self._opened_later, opening)
+            return True
+        is_open: list[bool] = []
+        opening.addBoth(lambda result: is_open.append(self._opened(result)))
+        return is_open == [True]
 
-    def _opened(self, result: _Connection | Failure | None, opening: Deferred[_Connection | None]) -> None:
+    def _opened_later(self, result: _Connection | Failure | None, opening: Deferred[_Connection | None]) -> None:
         self._opening.discard(opening)
+        self._opened(result)
+        self._open_more()
+        self._check_stopped()
+
+    def _opened(self, result: _Connection | Failure | None) -> bool:
+        """Use the connection; whether there is one."""
         if isinstance(result, _Connection):
             self._connections.append(result)
             self._fill(result, 2)
             if not result.in_flight:
                 self._rest(result)
-        else:
-            self._owner.connection_ended()
-            if isinstance(result, Failure) and not result.check(CancelledError):
-                self._failed(result)
-                self.give_back()
-        self._open_more()
-        self._check_stopped()
+            return True
+        self._owner.connection_ended()
+        if isinstance(result, Failure) and not result.check(CancelledError):
+            self._failed(result)
+            self.give_back()
+        return False
 
     async def _open_one(self) -> _Connection | None:
         """A new connection to the first host that gives one; None where that is not to be had."""
@@ -363,7 +374,7 @@ class Destination:
                     return None
         if self._connections or self._is_stopping:
             return None
-        if trouble is None:
+        if trouble is None or _is_final(trouble):
             trouble, endpoint = self._known_trouble()
         if endpoint.address:
             self._despair(trouble, endpoint, started_at)
@@ -390,18 +401,23 @@ class Destination:
                     yield host, address
 
     def _known_trouble(self) -> tuple[Trouble, Endpoint]:
-        """Why there is no candidate."""
+        """Why no host will do: what may pass comes before what is final."""
+        known = list(self._known_troubles())
+        if not known:
+            return Trouble(TroubleKind.CONNECT, "451 4.4.4 There is no host to send to", "4.4.4"), Endpoint("", "", 0)
+        return next((each for each in known if not _is_final(each[0])), known[0])
+
+    def _known_troubles(self) -> Iterator[tuple[Trouble, Endpoint]]:
         for host in self.route.hosts:
             for address in (host.unix_path,) if host.unix_path else host.addresses:
                 avoided = self._avoided.get((host.name, address))
                 if avoided is not None:
-                    return avoided.trouble, Endpoint(host.name, address, host.port)
+                    yield avoided.trouble, Endpoint(host.name, address, host.port)
         for host in self.route.hosts:
             if host.trouble is not None:
                 said = host.trouble
                 trouble = Trouble(TroubleKind.CONNECT, said.text(), said.enhanced or f"{said.code // 100}.4.0")
-                return trouble, Endpoint(host.name, "", host.port)
-        return Trouble(TroubleKind.CONNECT, "451 4.4.4 There is no host to send to", "4.4.4"), Endpoint("", "", 0)
+                yield trouble, Endpoint(host.name, "", host.port)
 
     def _meet(self, endpoint: Endpoint, trouble: Trouble, connection: _Connection | None) -> bool:
         """Take note of trouble; whether that is only because there are enough connections to that address."""
@@ -425,7 +441,7 @@ class Destination:
 
     def _despair(self, trouble: Trouble, endpoint: Endpoint, started_at: float) -> None:
         """No host is left: one message has been tried, the others have not."""
-        if trouble.status.startswith("5") and not trouble.is_remote:
+        if _is_final(trouble):
             # What the hosts lack is lacked by these messages (REQUIRETLS); others may do without.
             self._refuse(trouble, endpoint, started_at)
             return
@@ -440,8 +456,7 @@ class Destination:
             self._end(self._pending.popleft(), trouble, endpoint, started_at)
 
     def _end(self, message: OutgoingMessage, trouble: Trouble, endpoint: Endpoint, started_at: float) -> None:
-        is_final = trouble.status.startswith("5") and not trouble.is_remote
-        result = Result.FAILED if is_final else Result.DEFERRED
+        result = Result.FAILED if _is_final(trouble) else Result.DEFERRED
         outcomes = tuple(
             RecipientOutcome(each.queue_id, result, trouble.reply, trouble.status, trouble.is_remote)
             for each in message.recipients
@@ -477,6 +492,11 @@ class Destination:
             waiters, self._stopped = self._stopped, []
             for waiter in waiters:
                 waiter.callback(None)
+
+
+def _is_final(trouble: Trouble) -> bool:
+    """Whether it bounces mail: no refusal of a host as such does, only what it lacks."""
+    return trouble.status.startswith("5") and not trouble.is_remote
 
 
 def _rest_of(message: OutgoingMessage, delivery: Delivery) -> OutgoingMessage | None:

@@ -212,6 +212,27 @@ def test_what_a_host_leaves_untried_goes_to_the_next(world: World, trouble: Trou
     ]
 
 
+@pytest.mark.parametrize("lacking", [1, 2])
+def test_what_one_host_lacks_is_final_only_where_no_other_may_have_it(world: World, lacking: int) -> None:
+    """RFC 8689 section 4.2.1: a host of the route that can't be reached now may offer REQUIRETLS."""
+    world.net.route_by("elsewhere.test", "mx1", "mx2", needs_requiretls=True)
+    other = world.net.host(f"mx{3 - lacking}")
+    other.refuses = STALLED
+    world.net.host(f"mx{lacking}").refuses = Trouble(TroubleKind.TLS, "The host does not offer REQUIRETLS", "5.7.30")
+    world.rows.add("dora@elsewhere.test")
+    world.start()
+    world.run(900.0)
+    assert set(world.results()) == {"deferred"}
+    other.refuses = None
+    world.run(8 * HOUR)
+    assert world.results()[-1] == "delivered"
+    world.net.host(f"mx{3 - lacking}").refuses = world.net.host(f"mx{lacking}").refuses
+    world.net.host(f"mx{3 - lacking}").senders.clear()
+    world.rows.add("emil@elsewhere.test")
+    world.run(8 * HOUR)
+    assert world.results()[-1] == "failed"
+
+
 def test_a_host_without_mail_service_does_not_bounce_mail(world: World) -> None:
     """RFC 5321 section 3.1 lets a host say 554 for a greeting: the mail waits."""
     world.net.route_by("elsewhere.test", "mx1", "mx2")
