@@ -26,7 +26,8 @@ AddressOrder: TypeAlias = Literal["ipv6", "ipv4", "ipv6-only", "ipv4-only"]
 Shuffle: TypeAlias = Callable[[list[str]], None]
 
 MAX_HOSTS: Final = 16
-MAX_ADDRESSES: Final = 16  # of one host
+MAX_ADDRESSES: Final = 8  # of one host
+MAX_ROUTE_ADDRESSES: Final = 16  # of all hosts
 _MAX_ALIASES: Final = 4
 _MAX_TLSA: Final = 32  # of one host
 _DANE_PORT: Final = 25  # RFC 7672 section 2.2.3: of the name that is asked, wherever a test's servers listen
@@ -142,6 +143,7 @@ class Survey:
         cut = min((host.preference for host in hosts if ours & set(host.addresses)), default=None)
         if cut is not None:
             hosts = [host for host in hosts if host.preference < cut]
+        hosts = _bounded(hosts)
         if self.looks_for_tlsa:
             hosts = self._with_tlsa(hosts, answers)
         return tuple(hosts), cut is not None
@@ -180,6 +182,17 @@ class Survey:
             for question in (Question(name, RecordType.CNAME), Question(tlsa_name(name), RecordType.TLSA))
         )
         return [_tlsa_of(host, answers) if host.is_authenticated else host for host in hosts]
+
+
+def _bounded(hosts: Sequence[Found]) -> list[Found]:
+    """The hosts to which the addresses that are tried belong, with these; those that have none stay."""
+    bounded: list[Found] = []
+    room = MAX_ROUTE_ADDRESSES
+    for host in hosts:
+        if room or not host.addresses:
+            bounded.append(replace(host, addresses=host.addresses[:room]))
+            room -= len(bounded[-1].addresses)
+    return bounded
 
 
 def tlsa_name(host: str) -> str:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from mailgate.dns.answer import Answer, Outcome, Question, RecordType
 from mailgate.dns.zone import Zone
-from mailgate.outbound.mx import MAX_HOSTS, Exchanges, exchanges, is_public
+from mailgate.outbound.mx import MAX_HOSTS, MAX_ROUTE_ADDRESSES, Exchanges, exchanges, is_public
 from mailgate.outbound.plan import Credentials, NoRoute, Route, TlsLevel
 from mailgate.outbound.route import Router, RouterSettings
 from mailgate.outbound.transport import DomainTable, TlsRule, read_transport
@@ -288,6 +288,21 @@ def test_a_thousand_hosts_cost_the_look_ups_of_a_few() -> None:
         coroutine.send(None)
     assert [name for name, _ in hosts(stop.value.value)] == [f"mx{number}.test" for number in range(999, 983, -1)]
     assert len(zone.asked) <= 1 + 2 * MAX_HOSTS
+
+
+def test_the_addresses_of_a_route_are_bounded_and_not_all_of_one_host() -> None:
+    """Each of them may take minutes to say nothing, and holds one of the node's connections meanwhile."""
+    zone = Zone()
+    for number in range(16):
+        zone.add("many.test", RecordType.MX, (number, f"mx{number}.test"))
+        for last in range(1, 31):
+            zone.add(f"mx{number}.test", RecordType.A, f"8.8.{number}.{last}")
+    coroutine = Router(zone, random=Random(1)).route("many.test")
+    with pytest.raises(StopIteration) as stop:
+        coroutine.send(None)
+    found = hosts(stop.value.value)
+    assert [name for name, _ in found] == ["mx0.test", "mx1.test"]
+    assert sum(len(addresses) for _, addresses in found) == MAX_ROUTE_ADDRESSES == 16
 
 
 NAMES = st.sampled_from(["a.test", "b.test", "c.test", "d.test", "mx.ours.example", ""])
