@@ -183,6 +183,8 @@ class QueueRunner:
         self._turns = Turns()
         self._destinations: dict[_Way, Destination] = {}
         self._connections = 0
+        self._is_wanted = False  # whether a destination was refused another connection
+        self._is_offering = False
         self._routes: OrderedDict[_Way, tuple[float, Route | NoRoute]] = OrderedDict()
         self._backed_off: dict[str, tuple[float, str]] = {}  # by route key: until when, and why
         self._trouble_times: dict[str, int] = {}
@@ -434,6 +436,7 @@ class QueueRunner:
     def may_connect(self) -> bool:
         """Whether there may be another connection; it counts from now on."""
         if self._connections >= self._settings.max_connections:
+            self._is_wanted = True
             return False
         self._connections += 1
         return True
@@ -441,10 +444,15 @@ class QueueRunner:
     def connection_ended(self) -> None:
         """There is one connection less: another destination may have one."""
         self._connections -= 1
-        if self._connections == self._settings.max_connections - 1:
+        if self._is_offering:
+            return  # a destination that was offered one could not use it
+        self._is_offering = True
+        while self._is_wanted and self._connections < self._settings.max_connections:
+            self._is_wanted = False
             for destination in tuple(self._destinations.values()):
                 if destination.waiting:
                     destination.pump()
+        self._is_offering = False
 
     def delivered(self, destination: Destination, message: OutgoingMessage, delivery: Delivery) -> None:
         """Take note of outcomes."""
