@@ -155,7 +155,8 @@ class MailConnection(smtp.ESMTP):
         self.factory = factory
         self._rules = factory.rules
         self._session: Session | None = None
-        self._proxy: ProxyHeaderParser | None = None
+        self._proxy: ProxyHeaderParser | None = None  # while the header is awaited
+        self._is_proxied = False
         self._source: tuple[str, int, str, int] | None = None  # from a PROXY header
         self._pending: Deferred[Any] | None = None  # what an action waits for; Any: of several types
         self._exchange: Exchange | None = None
@@ -175,7 +176,7 @@ class MailConnection(smtp.ESMTP):
         self.transport.registerProducer(self, True)
         peer = _address_of(self.transport.getPeer())
         if self.factory.proxy_from and is_in(peer[0], self.factory.proxy_from):
-            self._proxy = ProxyHeaderParser()
+            self._proxy, self._is_proxied = ProxyHeaderParser(), True
         else:
             self._identified(b"")
 
@@ -220,9 +221,12 @@ class MailConnection(smtp.ESMTP):
         self._advance()
 
     def _local_account(self) -> str | None:
-        """The account of a program that needs no password: of this machine, and over a Unix socket."""
+        """The account of a program that needs no password: of this machine, and over a Unix socket.
+
+        Not where a proxy is at the other end, which may speak for anybody, also without saying for whom.
+        """
         users = self.factory.local_users
-        uid = _peer_uid(self.transport) if users is not None and self._source is None else None
+        uid = _peer_uid(self.transport) if users is not None and not self._is_proxied else None
         return users.account_of(uid) if users is not None and uid is not None else None
 
     def _addresses(self) -> tuple[tuple[str, int], tuple[str, int]]:

@@ -9,6 +9,7 @@ import json
 import os
 import secrets
 import smtplib
+import socket
 import subprocess
 import sys
 import tempfile
@@ -35,6 +36,7 @@ class Server:
 
     def __init__(self, folder: Path, log: Path) -> None:
         self.socket_path = folder / "submission.sock"
+        self.proxied_path = folder / "proxied.sock"
         self.relay_port = free_port()
         self.dsn = postgres.fresh_database()
         master_key = folder / "master.key"
@@ -49,6 +51,11 @@ class Server:
             role = "submission"
             tls = "none"
             endpoints = ["unix:{self.socket_path}:mode=666"]
+            [listener.proxied]
+            role = "submission"
+            tls = "none"
+            endpoints = ["unix:{self.proxied_path}:mode=666"]
+            proxy_from = ["127.0.0.1"]
             [listener.relay]
             role = "mx"
             tls = "none"
@@ -218,6 +225,20 @@ def test_a_user_without_an_account_has_to_authenticate(server: Server) -> None:
         finally:
             os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.parametrize(
+    "header", [b"PROXY UNKNOWN\r\n", b"PROXY TCP4 192.0.2.7 192.0.2.25 4711 25\r\n"], ids=["unknown", "known"]
+)
+def test_whoever_comes_through_a_proxy_has_to_authenticate(server: Server, header: bytes) -> None:
+    """The kernel tells the proxy's user then, and not who speaks."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(20)
+        connection.connect(str(server.proxied_path))
+        connection.sendall(header + f"EHLO host.example.test\r\nMAIL FROM:<{CRON}>\r\nQUIT\r\n".encode())
+        with connection.makefile("rb") as answers:
+            said = answers.read().splitlines()
+    assert said[-2].startswith(b"530 5.7.0"), said
 
 
 # ---------------------------------------------------------------- the command that programs call sendmail
