@@ -7,21 +7,22 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import shlex
 import shutil
 import smtplib
 import ssl
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from functools import cache
 from pathlib import Path
 from typing import Literal
 
-from tests.support.debian import unpacked
+from tests.support.debian import unpacked, with_libraries
 from tests.support.npm import installed
-from tests.support.unavailable import Unavailable
+from tests.support.unavailable import Unavailable, sought_once
 
 _HERE = Path(__file__).parent
 _SECONDS = 60.0
@@ -197,13 +198,15 @@ def logs_in_by_gsasl(door: Door, login: Login, *, has_channel: bool = True) -> b
     With `has_channel` false it says that it can't bind. It can't be told to connect to one name and to verify another,
     so it doesn't verify.
     """
+    gsasl, environment = _gsasl()
     done = _run(
         [
-            *(_gsasl(), "--smtp", "--starttls", f"--connect=127.0.0.1:{door.port}", "--x509-ca-file="),
+            *(gsasl, "--smtp", "--starttls", f"--connect=127.0.0.1:{door.port}", "--x509-ca-file="),
             *(f"--hostname={door.host}", f"--mechanism={login.mechanism}", f"--password={login.password}"),
             *(f"--authentication-id={login.username}", *(() if has_channel else ("--no-cb",))),
         ],
         b"",
+        environment,
     )
     return b"235 " in done.stdout + done.stderr
 
@@ -215,10 +218,14 @@ def _program(name: str) -> str:
     return found
 
 
-@cache
-def _gsasl() -> str:
-    """Its path: no other package needs it, so it is seldom installed."""
-    return shutil.which("gsasl") or str(unpacked("gsasl") / "usr/bin/gsasl")
+@sought_once
+def _gsasl() -> tuple[str, dict[str, str]]:
+    """Its path, and what its environment needs besides. No other package needs it, so it is seldom installed."""
+    found = shutil.which("gsasl")
+    if found is not None:
+        return found, {}
+    folder = unpacked("gsasl")
+    return str(folder / "usr/bin/gsasl"), with_libraries(folder)
 
 
 @cache
@@ -228,10 +235,13 @@ def _methods(msmtp: str) -> frozenset[str]:
     return frozenset(line.partition("IDN")[0].split())
 
 
-@cache
+@sought_once
 def _nodemailer() -> Path:
     return installed(_HERE / "package.json")
 
 
-def _run(command: list[str], given: bytes) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run(command, input=given, capture_output=True, timeout=_SECONDS, check=False)
+def _run(
+    command: list[str], given: bytes, environment: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[bytes]:
+    env = os.environ | dict(environment or {})
+    return subprocess.run(command, input=given, env=env, capture_output=True, timeout=_SECONDS, check=False)

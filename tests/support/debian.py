@@ -23,7 +23,7 @@ _FETCH_SECONDS = 120.0
 def unpacked(package: str, *, prefers_backports: bool = False) -> Path:
     """The folder that stands for `/` in which that package of this Debian's release is unpacked.
 
-    Libraries that are not installed here are below it too, for LD_LIBRARY_PATH (`libraries`). No program in it is
+    Libraries that are not installed here are below it too, see `with_libraries`. No program in it is
     set-user-id. @raises Unavailable.
     """
     for program in ("apt-get", "apt-cache", "dpkg", "dpkg-query"):
@@ -57,9 +57,11 @@ def unpacked(package: str, *, prefers_backports: bool = False) -> Path:
     return folder
 
 
-def libraries(folder: Path) -> str:
-    """What LD_LIBRARY_PATH has to be for the programs of that folder."""
-    return ":".join(str(found) for found in sorted(folder.glob("**/lib/*-linux-gnu*")) if found.is_dir())
+def with_libraries(folder: Path, seen_at: Path | None = None) -> dict[str, str]:
+    """What the environment of the programs of that folder needs besides; `seen_at` is where they see the folder."""
+    found = [path for path in sorted(folder.glob("**/lib/*-linux-gnu*")) if path.is_dir()]
+    places = [str((seen_at or folder) / path.relative_to(folder)) for path in found]
+    return {"LD_LIBRARY_PATH": ":".join(places)} if places else {}
 
 
 class _Archive:
@@ -74,18 +76,26 @@ class _Archive:
         if not places:
             raise Unavailable(f"apt knows no archive of {codename} here")
         signed = f"[signed-by={_KEYRING}] " if _KEYRING.exists() else ""
-        (folder / "sources.list").write_text("".join(f"deb {signed}{places[0]} {suite} main\n" for suite in suites))
         self._options = [
             f"-oDir::State::Lists={folder}/lists",
+            "-oDir::State::status=/dev/null",  # what is installed may have come from elsewhere
             f"-oDir::Cache={folder}",
             f"-oDir::Etc::SourceList={folder}/sources.list",
             "-oDir::Etc::SourceParts=/dev/null",
             "-oAPT::Sandbox::User=root",  # the folder is nobody else's
             "-oAcquire::Retries=1",
             "-oAcquire::http::Timeout=20",
-            f"-oAPT::Default-Release={suites[-1]}",
         ]
-        self._run("apt-get", *self._options, "--quiet", "update")
+        for chosen in (suites, suites[:1]):
+            (folder / "sources.list").write_text("".join(f"deb {signed}{places[0]} {suite} main\n" for suite in chosen))
+            try:
+                self._run("apt-get", *self._options, "--quiet", "update")
+            except subprocess.CalledProcessError:
+                if len(chosen) == 1:
+                    raise
+            else:
+                self._options.append(f"-oAPT::Default-Release={chosen[-1]}")
+                break  # a release that is not out yet has no backports
 
     def unpack(self, package: str, target: Path) -> None:
         """Unpack it, and the libraries that it needs and that are not installed, theirs too."""
@@ -97,9 +107,8 @@ class _Archive:
             self._run("dpkg", "--extract", str(deb), str(target))
             needed = self._run("dpkg", "--field", str(deb), "Depends")
             deb.unlink()
-            for name in (
-                each.split()[0].partition(":")[0] for each in needed.replace("|", ",").split(",") if each.strip()
-            ):
+            # "libfoo1 (>= 1.0) | libbar1, libbaz2:any": of alternatives the first.
+            for name in (each.split()[0].partition(":")[0] for each in needed.split(",") if each.strip()):
                 if name.startswith("lib") and name not in seen and not _is_installed(name):
                     wanted.append(name)
                 seen.add(name)

@@ -8,9 +8,10 @@ authenticated, as a smarthost does.
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import ClassVar
 
-from tests.support.debian import libraries, unpacked
+from tests.support.debian import unpacked, with_libraries
 from tests.support.peer import (
     FORWARDED,
     PROGRAMS,
@@ -168,7 +169,7 @@ class Exim(Peer):
             )
         )
         (self.folder / "exim.conf").chmod(0o644)
-        self._libraries = libraries(programs)
+        self._more = with_libraries(programs, Path(PROGRAMS))
         self._namespace = Namespace(self.folder, [Mount(PROGRAMS, programs)], [_USER], situation.name_server)
 
     def command(self) -> list[str]:
@@ -179,7 +180,7 @@ class Exim(Peer):
 
     def environment(self) -> dict[str, str]:
         """With the libraries that the machine lacks."""
-        return super().environment() | ({"LD_LIBRARY_PATH": self._libraries} if self._libraries else {})
+        return super().environment() | self._more
 
     def log(self) -> str:
         """What it said, and what it wrote to its logs."""

@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import ClassVar
 
-from tests.support.debian import libraries, unpacked
+from tests.support.debian import unpacked, with_libraries
 from tests.support.peer import (
     FORWARDED,
     PROGRAMS,
@@ -84,7 +84,7 @@ class OpenSmtpd(Peer):
             )
         )
         (self.folder / "smtpd.conf").chmod(0o600)
-        self._libraries = libraries(programs)
+        self._more = with_libraries(programs, Path(PROGRAMS))
         self._namespace = Namespace(
             self.folder,
             [
@@ -105,4 +105,4 @@ class OpenSmtpd(Peer):
 
     def environment(self) -> dict[str, str]:
         """With the libraries that the machine lacks."""
-        return super().environment() | ({"LD_LIBRARY_PATH": self._libraries} if self._libraries else {})
+        return super().environment() | self._more
