@@ -8,7 +8,9 @@ from __future__ import annotations
 import os
 import random
 import signal
+import sys
 import time
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import psutil
@@ -17,7 +19,7 @@ import pytest
 from tests.support.dispatch import Programs
 from tests.support.gate import eventually
 from tests.support.postgres import private_server, remove_server
-from tests.support.sink import Conduct
+from tests.support.sink import Conduct, Fault
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,7 +28,26 @@ if TYPE_CHECKING:
     from tests.fault.conftest import MakeWorld
 
 DOMAINS = tuple(f"d{number}.test" for number in range(6))
+MANY_DOMAINS = tuple(f"d{number}.test" for number in range(40))
+SLOW = Conduct(greylists=0.1, pause_seconds=0.05)
+HOSTILE = Conduct(
+    faults=(
+        ("greeting", Fault.BUSY, 0.01),
+        ("MAIL", Fault.BUSY, 0.01),
+        ("RCPT", Fault.RESET, 0.005),
+        ("DATA", Fault.CUT, 0.005),
+        ("content", Fault.CUT, 0.01),
+        ("dot", Fault.CUT, 0.02),
+        ("dot", Fault.STALL, 0.005),
+        ("reply", Fault.CUT, 0.02),
+        ("reply", Fault.RESET, 0.02),
+    ),
+    greylists=0.1,
+    pause_seconds=0.05,
+)
 TAKEN_OVER_SECONDS = 60.0
+SOAK_SECONDS = 600.0
+CALM_SECONDS = 240.0  # PostgreSQL has to have run for a while before anybody is taken for dead
 
 
 @pytest.fixture
@@ -40,7 +61,7 @@ def server() -> Iterator[EmbeddedPostgres]:
 
 def test_what_got_250_is_delivered_though_nodes_are_killed(make_world: MakeWorld) -> None:
     """Two nodes on one queue; what a dead one had leased is the other's within a minute."""
-    world = make_world(domains=DOMAINS, conducts=[Conduct(pause_seconds=0.05)])
+    world = make_world(domains=DOMAINS, conducts=[SLOW])
     dispatch, nodes = world.dispatch, world.nodes
     source = random.Random(1)
     world.start()
@@ -62,7 +83,7 @@ def test_a_database_that_is_killed_costs_no_mail_and_no_second_copy(
     make_world: MakeWorld, server: EmbeddedPostgres
 ) -> None:
     """What came of messages waits in the memory of the nodes, which don't spin meanwhile; nothing is sent twice."""
-    world = make_world(domains=DOMAINS, dsn=server.dsn, conducts=[Conduct(pause_seconds=0.05)])
+    world = make_world(domains=DOMAINS, dsn=server.dsn, conducts=[SLOW])
     dispatch, nodes = world.dispatch, world.nodes
     world.start()
     programs = Programs(dispatch, domains=DOMAINS, seed=1, gone=0.1, pause_seconds=0.02).start()
@@ -83,6 +104,54 @@ def test_a_database_that_is_killed_costs_no_mail_and_no_second_copy(
     assert dispatch.findings() == []
     assert dispatch.duplicates() == []
     assert world.tracebacks() == []
+
+
+@pytest.mark.soak
+def test_what_got_250_is_delivered_though_everything_dies_again_and_again(
+    make_world: MakeWorld, server: EmbeddedPostgres, seed: int
+) -> None:
+    """Nodes, PostgreSQL and both at once, and hosts that break off wherever they can; for a long time."""
+    world = make_world(
+        domains=MANY_DOMAINS,
+        conducts=[HOSTILE, HOSTILE],
+        dsn=server.dsn,
+        settings="reply_seconds = 10.0\nend_of_data_seconds = 5.0\nlongest_retry_seconds = 5.0",
+        seed=seed,
+    )
+    dispatch, nodes = world.dispatch, world.nodes
+    source = random.Random(seed)
+    world.start()
+    programs = Programs(dispatch, domains=MANY_DOMAINS, seed=seed, programs=4, gone=0.05, pause_seconds=0.1).start()
+    deaths: Counter[str] = Counter()
+    until = time.monotonic() + SOAK_SECONDS
+    while time.monotonic() < until:
+        programs.wait_for(source.randint(10, 60))
+        time.sleep(source.uniform(0, 0.05))
+        what = source.choices(("node", "both nodes", "PostgreSQL", "node and PostgreSQL"), (50, 10, 25, 15))[0]
+        deaths[what] += 1
+        victims = {"PostgreSQL": 0, "both nodes": 2}.get(what, 1)
+        killed = source.sample(nodes, victims)
+        if "PostgreSQL" in what:
+            with dispatch.outage():
+                _kill(server)
+                time.sleep(source.uniform(0, 2.0))
+                for node in killed:
+                    node.kill()
+                server.ensure_running()
+        for node in killed:
+            if "PostgreSQL" not in what:
+                node.kill()
+            time.sleep(source.uniform(0, 0.5))
+            node.start()
+        dispatch.retry_all()  # else most hosts would be left alone most of the time
+    programs.wait_for(20)
+    programs.finish()
+    world.conduct(Conduct())
+    dispatch.retry_all()
+    dispatch.wait_until_drained(CALM_SECONDS)
+    assert dispatch.findings() == []
+    assert world.tracebacks() == []
+    sys.stdout.write(f"deaths: {dict(deaths)}\n{dispatch.summary()}\n")
 
 
 def _kill(server: EmbeddedPostgres) -> None:

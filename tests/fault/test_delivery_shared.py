@@ -51,13 +51,13 @@ def test_a_paused_destination_is_paused_for_both_nodes(make_world: MakeWorld) ->
     """And for what they have claimed already; the mail for others flows, and goes on when the pause is over."""
     world = make_world(domains=DOMAINS)
     dispatch = world.dispatch
-    _tell(dispatch, "INSERT INTO mailgate.destination (name, is_paused, changed_at) VALUES ('d0.test', true, now())")
+    postgres.query(dispatch.dsn, "INSERT INTO mailgate.destination (name, is_paused) VALUES ('d0.test', true)")
     world.start()
     for node in world.nodes:
         dispatch.hand_in(node, *(f"to-{number}-{node.address}@{DOMAINS[number % 4]}" for number in range(40)))
     eventually(lambda: dispatch.queued() == 20, "only what is paused is left")
     assert not any(taking.recipient.endswith("@d0.test") for taking in dispatch.hosts.takings())
-    _tell(dispatch, "DELETE FROM mailgate.destination WHERE name = 'd0.test'")
+    dispatch.retry_all()
     dispatch.wait_until_drained(AT_ONCE_SECONDS)
     assert dispatch.findings() == []
     assert dispatch.duplicates() == []
@@ -79,8 +79,7 @@ def test_a_host_in_trouble_is_left_alone_by_both_nodes(make_world: MakeWorld) ->
     assert len(sink.connections) == tried
     assert dispatch.queued() == 60
     world.conduct(Conduct())
-    _tell(dispatch, "DELETE FROM mailgate.destination")
-    _tell(dispatch, "UPDATE mailgate.queue SET due_at = now()")
+    dispatch.retry_all()
     dispatch.wait_until_drained(AT_ONCE_SECONDS)
     assert dispatch.findings() == []
     assert dispatch.duplicates() == []
@@ -99,9 +98,3 @@ def _leases_of_the_dead(dispatch: Dispatch) -> int:
 
 def _backed_off(dispatch: Dispatch) -> list[tuple[object, ...]]:
     return postgres.query(dispatch.dsn, "SELECT name FROM mailgate.destination WHERE backed_off_until > now()")
-
-
-def _tell(dispatch: Dispatch, sql: str) -> None:
-    """Do what an operator's command does to destinations, and say so to the nodes."""
-    postgres.query(dispatch.dsn, sql)
-    postgres.query(dispatch.dsn, "SELECT pg_notify('queue', 'destination')")

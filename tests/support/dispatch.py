@@ -163,8 +163,20 @@ class Dispatch:
         return count
 
     def wait_until_drained(self, patience_seconds: float = 60.0) -> None:
-        """Return when nothing is left in the queue, and every host has written down what it took."""
-        eventually(lambda: not self.queued(), "the queue is empty", patience_seconds)
+        """Return when nothing is left in the queue."""
+        deadline = time.monotonic() + patience_seconds
+        while self.queued():
+            assert time.monotonic() < deadline, postgres.query(self.dsn, _LEFT)
+            time.sleep(0.05)
+
+    def retry_all(self) -> None:
+        """What an operator does who wants every destination tried now, and tells the nodes so."""
+        for sql in (
+            "DELETE FROM mailgate.destination",
+            "UPDATE mailgate.queue SET due_at = now() WHERE leased_by IS NULL",
+            "SELECT pg_notify('queue', 'destination')",
+        ):
+            postgres.query(self.dsn, sql)
 
     @contextmanager
     def outage(self) -> Iterator[None]:
@@ -187,6 +199,21 @@ class Dispatch:
         """What was taken though it was sent again later."""
         last = {taking.recipient: taking for taking in self.hosts.takings()}
         return [taking for taking in self.hosts.takings() if taking is not last[taking.recipient]]
+
+    def summary(self) -> str:
+        """The numbers, for people."""
+        endings = Counter(each.ending for sink in self.hosts.sinks for each in sink.connections if ": " in each.ending)
+        duplicates = self.duplicates()
+        doubtful = sum(taking.is_doubtful for taking in duplicates)
+        unknown = sum(sent.is_accepted is None for sent in self.sent)
+        recipients = [recipient for sent in self.sent if sent.is_accepted for recipient in sent.recipients]
+        return (
+            f"{len(self.sent)} messages handed in, {unknown} of them without an answer; {len(recipients)} recipients\n"
+            f"{self.taken()} taken, {sum(self._told().values())} failures told\n"
+            f"{len(duplicates)} second copies: {doubtful} behind a broken connection,"
+            f" {len(duplicates) - doubtful} of nodes that died\n"
+            f"connections broken: {dict(endings)}"
+        )
 
     def findings(self) -> list[str]:
         """Where the promise is broken; empty where it is kept."""
@@ -245,6 +272,12 @@ class Dispatch:
         return settled
 
 
+_LEFT = """
+SELECT q.recipient, q.is_ready, q.due_at - now() AS due_in, q.leased_by, q.leased_until - now() AS leased_for,
+       mailgate.instance_is_alive(q.leased_by), q.attempts, q.last_reply, d.*
+FROM mailgate.queue q LEFT JOIN mailgate.destination d ON d.name = q.domain
+ORDER BY q.id LIMIT 10
+"""
 _NOTICES = """
 SELECT m.content FROM mailgate.message m WHERE m.reverse_path = ''
     AND EXISTS (SELECT FROM mailgate.delivery d WHERE d.message_id = m.id)

@@ -112,10 +112,6 @@ class Sink:
                 each.shutdown(socket.SHUT_RDWR)
         assert not self._defects, self._defects
 
-    def faults(self) -> int:
-        """How many connections it has broken."""
-        return sum(": " in connection.ending for connection in tuple(self.connections))
-
     def _accept(self) -> None:
         while True:
             try:
