@@ -388,6 +388,7 @@ class Session:
         """The client is who it says: an answer to Authenticate."""
         if self.state is not State.CLOSED:
             self.view = replace(self.view, authenticated=account)
+            self._said_auth = False
             self._go_on(replies.AUTHENTICATED)
 
     def auth_refused(self, refusal: Reply, account: str = "") -> None:

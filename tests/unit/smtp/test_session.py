@@ -382,6 +382,18 @@ def test_no_credential_is_recorded_where_there_is_no_exchange(lines: bytes) -> N
     assert "C: NOOP" in record.dialogue
 
 
+def test_what_is_no_command_is_recorded_where_it_is_no_credential() -> None:
+    """The record is there to see what a client does wrong."""
+    driver = Driver(Settings("mx.example.test", mechanisms=lambda _session: ("PLAIN",))).greeted()
+    driver.run(b"AUTH PLAIN AGFsaWNlAHNlY3JldA==\r\n")
+    driver.session.authenticated("alice@example.test")
+    driver.run(b"MALI FROM:<x>\r\nAUTH X\r\nNOOP\r\nWHAT\r\n")
+    driver.session.connection_lost()
+    (_, (record,)) = driver.records()
+    assert "C: MALI FROM:<x>" in record.dialogue
+    assert "C: WHAT" in record.dialogue
+
+
 def test_a_session_is_recorded_once() -> None:
     driver = Driver().greeted()
     assert isinstance(driver.run(b"QUIT\r\n"), Close)
