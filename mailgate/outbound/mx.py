@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import Final, Literal, TypeAlias
 
-from mailgate.dns.answer import Answer, Answers, Outcome, Question, RecordType
+from mailgate.dns.answer import Answer, Answers, Missing, Outcome, Question, RecordType
 from mailgate.smtp.reply import Reply, reply
 
 AddressOrder: TypeAlias = Literal["ipv6", "ipv4", "ipv6-only", "ipv4-only"]
@@ -181,7 +181,16 @@ class Survey:
             for name in secure
             for question in (Question(name, RecordType.CNAME), Question(tlsa_name(name), RecordType.TLSA))
         )
-        return [_tlsa_of(host, answers) if host.is_authenticated else host for host in hosts]
+        found: list[Found] = []
+        missing: set[Question] = set()
+        for host in hosts:  # what all of them miss is looked up at once
+            try:
+                found.append(_tlsa_of(host, answers) if host.is_authenticated else host)
+            except Missing as error:
+                missing |= error.questions
+        if missing:
+            raise Missing(missing)
+        return found
 
 
 def _bounded(hosts: Sequence[Found]) -> list[Found]:

@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from random import Random, SystemRandom
 from typing import Protocol, TypeVar
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.logger import Logger
 
 from mailgate.dns.answer import Answer, Answers, RecordType
 from mailgate.dns.settle import Resolver, settle
@@ -31,6 +32,8 @@ from mailgate.outbound.transport import SMTP_PORT, DomainTable, TlsRule, Transpo
 from mailgate.smtp.reply import Reply, reply
 
 _T = TypeVar("_T")
+
+_log = Logger()
 
 _LOOPBACK = ("127.0.0.1", "::1")  # RFC 6761 section 6.3: what localhost is, without asking
 
@@ -87,6 +90,15 @@ class Router:
 
         `requires_tls` is the REQUIRETLS parameter of MAIL, `tls_is_optional` the field "TLS-Required: No".
         """
+        try:
+            return await self._found(domain, requires_tls=requires_tls, tls_is_optional=tls_is_optional)
+        except CancelledError:
+            raise
+        except Exception:  # a defect of ours, which a stranger's records may bring out: mail must not hang on it
+            _log.failure("finding the route of {domain} failed", domain=domain)
+            return NoRoute(domain, reply(451, "4.3.0", "The route could not be found; it will be tried again"))
+
+    async def _found(self, domain: str, *, requires_tls: bool, tls_is_optional: bool) -> Route | NoRoute:
         if domain.startswith("["):
             return self._literal(domain, requires_tls=requires_tls)
         try:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from random import Random
 
 import pytest
+from twisted.internet.defer import Deferred
 
 from mailgate.dns.answer import Answer, RecordType
 from mailgate.dns.zone import Zone
@@ -148,6 +150,33 @@ def test_an_alias_that_is_plain_is_not_followed_to_records() -> None:
     """RFC 7672 section 2.2.3: then its own name is what counts, and that has none."""
     found = routed("alias.test", plain=(("mx.alias.test", RecordType.CNAME),))
     assert demands(found) == [("opportunistic", "default")]
+
+
+def test_many_hosts_that_are_long_chains_of_aliases_are_found_all_the_same() -> None:
+    """A stranger may publish them, and sign them; each answer takes its time."""
+    zone = Zone(is_authenticated=True)
+    for number in range(16):
+        zone.add("many.test", RecordType.MX, (number, f"mx{number}.many.test"))
+        names = [f"mx{number}.many.test", *(f"a{place}.mx{number}.many.test" for place in range(5))]
+        for name, leads_to in pairwise(names):
+            zone.add(name, RecordType.CNAME, leads_to)
+        zone.add(names[-1], RecordType.A, f"8.8.8.{number + 1}")
+        zone.add(f"_25._tcp.mx{number}.many.test", RecordType.TLSA, (3, 1, 1, bytes(32)))
+    asked: list[tuple[Deferred[Answer], Answer]] = []
+
+    class Slow:
+        def lookup(self, name: str, record_type: RecordType) -> Deferred[Answer]:
+            answer, waiting = zone.lookup(name, record_type), Deferred[Answer]()
+            assert isinstance(answer, Answer)
+            asked.append((waiting, answer))
+            return waiting
+
+    found: list[Route | NoRoute] = []
+    Deferred.fromCoroutine(Router(Slow(), SETTINGS, random=Random(1)).route("many.test")).addBoth(found.append)
+    while asked:
+        waiting, answer = asked.pop(0)
+        waiting.callback(answer)
+    assert demands(found[0]) == [("dane", "dane")] * 16
 
 
 def test_an_alias_that_can_not_be_had_does_not_switch_dane_off() -> None:

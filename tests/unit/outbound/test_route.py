@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from random import Random
 from typing import TypeVar
+from unittest import mock
 
 import pytest
 from hypothesis import given
@@ -199,6 +200,12 @@ def test_nowhere_to_go_is_final_where_the_dns_says_so(domain: str, expected: tup
 def test_a_failure_of_the_dns_never_bounces(domain: str, failing: str, record_type: RecordType | None) -> None:
     """Nothing is known: RFC 5321 section 5.1, "a temporary error"."""
     assert refusal(route(domain, change=lambda zone: zone.fail(failing, record_type))) == (451, "4.4.3")
+
+
+def test_whatever_breaks_the_search_for_a_route_is_ours_and_passes() -> None:
+    """Else the mail would be held for good, and nobody told."""
+    with mock.patch("mailgate.outbound.route.exchanges", side_effect=KeyError("odd")):
+        assert refusal(route("example.test")) == (451, "4.3.0")
 
 
 def test_a_host_without_an_answer_stays_in_its_place_with_its_trouble() -> None:
