@@ -27,6 +27,7 @@ from mailgate.sasl.saslprep import Unprepared, saslprep
 MIN_ITERATIONS = 4096
 MAX_ITERATIONS = 150_000
 _DIGEST = "sha256"
+_ITERATIONS = re.compile(rb"[0-9]{1,9}")
 _NONCE = re.compile(rb"[\x21-\x2b\x2d-\x7e]+")
 
 
@@ -143,7 +144,7 @@ class ScramSha256:
             raise ExchangeError("the server's first message has no nonce that goes on ours, or an unknown extension")
         try:
             salt = base64.b64decode(attributes.get("s", b""), validate=True)
-            iterations = int(attributes["i"]) if attributes.get("i", b"").isdigit() else 0
+            iterations = int(attributes["i"]) if _ITERATIONS.fullmatch(attributes.get("i", b"")) else 0
         except binascii.Error as error:
             raise ExchangeError("the server's salt is not base64") from error
         if not salt or not MIN_ITERATIONS <= iterations <= MAX_ITERATIONS:
