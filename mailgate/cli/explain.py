@@ -186,7 +186,9 @@ def _explain_transaction(database: Database, identifier: int, transaction: Trans
             f"{readable(local, domain)}: folder {folder}, UID {uid}" for local, domain, folder, uid, _ in deliveries
         ]
         where += [f"{recipient}: waits to be sent" for recipient in waiting]
-        _section("Where it is", where or ["Nowhere any more: it has been removed since."])
+        if not where:
+            where = ["It has left." if attempts else "Nowhere any more: it has been removed since."]
+        _section("Where it is", where)
     if attempts:
         _section("Delivery to other hosts", _tried(attempts))
     if session is not None:

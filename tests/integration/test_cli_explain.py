@@ -225,6 +225,8 @@ def test_each_attempt_to_deliver_is_told(mailgate: Command, alice: int) -> None:
     assert "by mx.elsewhere.test (192.0.2.9 port 25)" in page
     assert "over TLSv1.3 TLS_AES_256_GCM_SHA384, the host's name verified, asked for by dane" in page
     assert "it said: 250 2.0.0 Ours now" in page
+    query(mailgate.dsn, "DELETE FROM mailgate.delivery")
+    assert "It has left." in mailgate.ok("explain", identifier)
     assert [attempt["result"] for attempt in mailgate.json("explain", identifier)["attempts"]] == [
         "deferred",
         "delivered",
