@@ -172,7 +172,7 @@ def test_many_hosts_that_are_long_chains_of_aliases_are_found_all_the_same() -> 
             return waiting
 
     found: list[Route | NoRoute] = []
-    Deferred.fromCoroutine(Router(Slow(), SETTINGS, random=Random(1)).route("many.test")).addBoth(found.append)
+    Deferred.fromCoroutine(Router(Slow(), SETTINGS, random=Random(1)).route("many.test")).addCallback(found.append)
     while asked:
         waiting, answer = asked.pop(0)
         waiting.callback(answer)
