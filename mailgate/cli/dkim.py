@@ -400,8 +400,12 @@ def activate(invocation: Invocation, domain: str, selector: str | None, force: b
         if len({key.algorithm for key in chosen}) < len(chosen):
             names = ", ".join(key.selector for key in chosen)
             raise Failure(f"{shown} has several keys of one algorithm that wait, {names}: choose one with --selector")
+        config = invocation.config()
+        master_key = _master_key(config)
+        for key in chosen:
+            _opened(database, master_key, key)  # what no node could open must not be what signs
         if not force:
-            answers = _answers(invocation.config(), chosen)
+            answers = _answers(config, chosen)
             problems = [
                 f"{key.dns.name}: {problem}; it should be {key.dns.content}"
                 for key, answer in zip(chosen, answers, strict=True)

@@ -194,6 +194,8 @@ def test_what_is_wrong_is_said_with_what_would_be_right(mailgate: Command, tmp_p
     key = tmp_path / "master-key"
     key.write_text("00" * 32)
     assert "was sealed with the master key" in mailgate.fails("dkim", "check", f"news.{DOMAIN}")
+    # What no node could open would hold up all mail of the domain.
+    assert "was sealed with the master key" in mailgate.fails("dkim", "activate", f"news.{DOMAIN}", "--force")
     key.chmod(0o644)
     assert "chmod 600" in mailgate.fails("dkim", "generate", DOMAIN)
     key.unlink()
