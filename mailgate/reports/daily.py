@@ -26,6 +26,7 @@ from twisted.logger import Logger
 
 from mailgate.ids import encode_id
 from mailgate.message import MessageContent
+from mailgate.repeated import Repeated
 from mailgate.reports.destination import Destination, Undecided, agreed, mail_destinations, tls_destinations
 from mailgate.reports.outgoing import (
     Reporter,
@@ -42,8 +43,6 @@ from mailgate.storage.reports import OwnMail
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
-
-    from twisted.python.failure import Failure
 
     from mailgate.dns.settle import Resolver
     from mailgate.policy.signing import Signing
@@ -94,24 +93,15 @@ class DailyReports:
         self._signing = signing
         self._next_id = next_id
         self._time = time
-        self._running: Deferred[None] | None = None
+        self._repeated = Repeated(reactor, self.make, self._seconds_to_next_round, what="making reports")
 
     def start(self) -> None:
         """Go on until `stop`."""
-        if self._running is None:
-            self._running = Deferred.fromCoroutine(self._run())
-            self._running.addErrback(self._ended)
+        self._repeated.start()
 
     async def stop(self) -> None:
         """Stop; a report that is under way in the database is sent, or not, as a whole."""
-        running, self._running = self._running, None
-        if running is not None:
-            running.cancel()
-
-    async def _run(self) -> None:
-        while True:
-            await deferLater(self._reactor, self._seconds_to_next_round())
-            await self.make()
+        self._repeated.stop()
 
     def _seconds_to_next_round(self) -> float:
         since_midnight = self._time() % 86_400.0
@@ -255,7 +245,3 @@ class DailyReports:
             return b""
         signed = self._signing.sign(MessageContent([octets], len(octets), b""))
         return (await signed if isinstance(signed, Deferred) else signed).fields
-
-    def _ended(self, failure: Failure) -> None:
-        if not failure.check(CancelledError):
-            log.failure("making reports failed", failure)

@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import psycopg2
-from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.task import deferLater
+from twisted.internet.defer import CancelledError
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 
 from mailgate.ids import encode_id, first_id_at
+from mailgate.repeated import Repeated
 from mailgate.reports import dmarc_report, tls_report
 from mailgate.reports.attachment import MAX_MESSAGE_OCTETS, attachments, kind_of
 from mailgate.reports.dmarc_report import DmarcReport, UnreadableReport
@@ -31,8 +31,6 @@ from mailgate.storage.reports import dmarc_statement, tls_statement
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
-
-    from twisted.python.failure import Failure
 
     from mailgate.storage.reports import PossibleReport, ReportStore
 
@@ -132,24 +130,15 @@ class InboundReports:
         self._reactor = reactor
         self._store = store
         self._time = time
-        self._running: Deferred[None] | None = None
+        self._repeated = Repeated(reactor, self.search, lambda: INTERVAL_SECONDS, what="the search for reports")
 
     def start(self) -> None:
         """Go on until `stop`."""
-        if self._running is None:
-            self._running = Deferred.fromCoroutine(self._run())
-            self._running.addErrback(self._ended)
+        self._repeated.start()
 
     async def stop(self) -> None:
         """Stop; what is being read is read again the next time."""
-        running, self._running = self._running, None
-        if running is not None:
-            running.cancel()
-
-    async def _run(self) -> None:
-        while True:
-            await deferLater(self._reactor, INTERVAL_SECONDS)
-            await self.search()
+        self._repeated.stop()
 
     async def search(self) -> int:
         """Look at all messages that have come since the last time; how many reports were found. Failures are logged."""
@@ -195,7 +184,3 @@ class InboundReports:
             log.warn("{id}: {reason!r}", id=encode_id(message_id), reason=" ".join(str(error).split()))
             return False
         return bool(statements)
-
-    def _ended(self, failure: Failure) -> None:
-        if not failure.check(CancelledError):
-            log.failure("the search for reports failed", failure)

@@ -15,11 +15,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import psycopg2
-from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from mailgate.ids import first_id_at
+from mailgate.repeated import Repeated
 from mailgate.storage import literal
 from mailgate.storage.errors import StorageUnavailable
 from mailgate.storage.queries import QUERIES
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from twisted.internet.interfaces import IReactorTime
-    from twisted.python.failure import Failure
 
     from mailgate.storage.pool import Connection, Pool, Row
 
@@ -63,19 +62,15 @@ class Retention:
         self._folder_days = dict(folder_days)
         self._time = time
         self._looked_at = 0  # the last message that was looked at by `_remove_unused_messages`
-        self._running: Deferred[None] | None = None
+        self._repeated = Repeated(clock, self.prune, lambda: INTERVAL_SECONDS, what="retention", is_first_at_once=True)
 
     def start(self) -> None:
         """Prune now and then every hour, until `stop`."""
-        if self._running is None:
-            self._running = Deferred.fromCoroutine(self._run())
-            self._running.addErrback(self._ended)
+        self._repeated.start()
 
     async def stop(self) -> None:
         """Stop; what is under way in the database is one bounded step, and ends by itself."""
-        running, self._running = self._running, None
-        if running is not None:
-            running.cancel()
+        self._repeated.stop()
 
     async def prune(self) -> None:
         """Do all that is due now. Failures are logged and left for the next time."""
@@ -92,11 +87,6 @@ class Retention:
                 log.info("retention waits an hour: {reason}", reason=str(error))
             except psycopg2.Error as error:
                 log.warn("retention: {reason}", reason=" ".join(str(error).split()))
-
-    async def _run(self) -> None:
-        while True:
-            await self.prune()
-            await deferLater(self._clock, INTERVAL_SECONDS)
 
     async def _keep_partitions(self) -> None:
         now = self._time()
@@ -147,7 +137,3 @@ class Retention:
     async def _execute(self, name: str, **values: str) -> list[Row]:
         parameters = {key.encode("ascii"): literal.encoded(value) for key, value in values.items()}
         return await self._pool.execute(QUERIES[name] % parameters, timeout_seconds=60.0)
-
-    def _ended(self, failure: Failure) -> None:
-        if not failure.check(CancelledError):
-            log.failure("retention failed", failure)

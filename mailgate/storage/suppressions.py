@@ -9,11 +9,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import psycopg2
-from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from mailgate.outbound.suppression import Suppressed, key_of, tells_of_the_address
+from mailgate.repeated import Repeated
 from mailgate.storage import literal
 from mailgate.storage.errors import StorageUnavailable
 from mailgate.storage.queries import QUERIES
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from twisted.internet.interfaces import IReactorTime
-    from twisted.python.failure import Failure
 
     from mailgate.storage.pool import Connection, Pool, Row
 
@@ -79,10 +77,10 @@ class SuppressionWriter:
 
     def __init__(self, clock: IReactorTime, store: SuppressionStore) -> None:
         """Nothing is written before `start`."""
-        self._clock = clock
         self._store = store
         self._waiting: dict[str, str] = {}
-        self._running: Deferred[None] | None = None
+        self._rounds = 0
+        self._repeated = Repeated(clock, self._round, lambda: INTERVAL_SECONDS, what="counting failed addresses")
 
     def failed(self, address: str, status: str, reply: str) -> None:
         """The other host has refused that address for good, with that status and reply."""
@@ -91,15 +89,11 @@ class SuppressionWriter:
 
     def start(self) -> None:
         """Write every few seconds, until `stop`."""
-        if self._running is None:
-            self._running = Deferred.fromCoroutine(self._run())
-            self._running.addErrback(self._ended)
+        self._repeated.start()
 
     async def stop(self) -> None:
         """Write what there is, and stop."""
-        running, self._running = self._running, None
-        if running is not None:
-            running.cancel()
+        self._repeated.stop()
         await self.write()
 
     async def write(self) -> None:
@@ -111,21 +105,14 @@ class SuppressionWriter:
         except (StorageUnavailable, psycopg2.Error) as error:
             log.info("failed addresses are not counted: {reason}", reason=" ".join(str(error).split()))
 
-    async def _run(self) -> None:
-        rounds = 0
-        while True:
-            await deferLater(self._clock, INTERVAL_SECONDS)
-            await self.write()
-            rounds += 1
-            if rounds % _FORGET_EVERY == 0:
-                await self._forget()
+    async def _round(self) -> None:
+        await self.write()
+        self._rounds += 1
+        if self._rounds % _FORGET_EVERY == 0:
+            await self._forget()
 
     async def _forget(self) -> None:
         try:
             await self._store.forget()
         except (StorageUnavailable, psycopg2.Error) as error:
             log.info("suppressed addresses wait: {reason}", reason=" ".join(str(error).split()))
-
-    def _ended(self, failure: Failure) -> None:
-        if not failure.check(CancelledError):
-            log.failure("counting failed addresses failed", failure)

@@ -13,17 +13,15 @@ from datetime import date, timedelta
 from typing import TYPE_CHECKING, Final
 
 import psycopg2
-from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
+from mailgate.repeated import Repeated
 from mailgate.storage import literal
 from mailgate.storage.errors import StorageUnavailable
 from mailgate.storage.queries import QUERIES
 
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IReactorTime
-    from twisted.python.failure import Failure
 
     from mailgate.outbound.tls_report import TlsCounts, TlsResult
     from mailgate.storage.pool import Connection, Pool
@@ -39,22 +37,17 @@ class TlsResultWriter:
 
     def __init__(self, clock: IReactorTime, pool: Pool | Connection, counts: TlsCounts) -> None:
         """`pool` has `literal.settle` as its setup."""
-        self._clock = clock
         self._pool = pool
         self._counts = counts
-        self._running: Deferred[None] | None = None
+        self._repeated = Repeated(clock, self.write, lambda: INTERVAL_SECONDS, what="writing TLS results")
 
     def start(self) -> None:
         """Write every minute, until `stop`."""
-        if self._running is None:
-            self._running = Deferred.fromCoroutine(self._run())
-            self._running.addErrback(self._ended)
+        self._repeated.start()
 
     async def stop(self) -> None:
         """Write what there is, and stop."""
-        running, self._running = self._running, None
-        if running is not None:
-            running.cancel()
+        self._repeated.stop()
         await self.write()
 
     async def write(self) -> None:
@@ -84,15 +77,6 @@ class TlsResultWriter:
             _log.info("TLS results wait: {reason}", reason=str(error))
         except psycopg2.Error as error:
             _log.warn("TLS results are lost: {reason}", reason=" ".join(str(error).split()))
-
-    async def _run(self) -> None:
-        while True:
-            await deferLater(self._clock, INTERVAL_SECONDS)
-            await self.write()
-
-    def _ended(self, failure: Failure) -> None:
-        if not failure.check(CancelledError):
-            _log.failure("writing TLS results failed", failure)
 
 
 def _digest(kind: TlsResult) -> bytes:
