@@ -49,14 +49,20 @@ def test_a_node_that_stops_finishes_what_is_under_way_and_the_other_takes_the_re
 
 def test_a_paused_destination_is_paused_for_both_nodes(make_world: MakeWorld) -> None:
     """And for what they have claimed already; the mail for others flows, and goes on when the pause is over."""
-    world = make_world(domains=DOMAINS)
+    world = make_world(domains=DOMAINS, conducts=[Conduct(pause_seconds=0.05)])
     dispatch = world.dispatch
-    postgres.query(dispatch.dsn, "INSERT INTO mailgate.destination (name, is_paused) VALUES ('d0.test', true)")
     world.start()
-    for node in world.nodes:
-        dispatch.hand_in(node, *(f"to-{number}-{node.address}@{DOMAINS[number % 4]}" for number in range(40)))
-    eventually(lambda: dispatch.queued() == 20, "only what is paused is left")
-    assert not any(taking.recipient.endswith("@d0.test") for taking in dispatch.hosts.takings())
+    programs = Programs(dispatch, domains=DOMAINS, seed=1).start()
+    programs.wait_for(40)
+    postgres.query(dispatch.dsn, "INSERT INTO mailgate.destination (name, is_paused) VALUES ('d0.test', true)")
+    postgres.query(dispatch.dsn, "SELECT pg_notify('queue', 'destination')")
+    eventually(lambda: not _leased(dispatch, "d0.test"), "nobody has mail for it any longer")
+    before = _taken_for(dispatch, "d0.test")
+    programs.wait_for(100)
+    programs.finish()
+    eventually(lambda: dispatch.queued() == _waiting(dispatch, "d0.test"), "only what is paused is left")
+    assert _waiting(dispatch, "d0.test") > 20
+    assert _taken_for(dispatch, "d0.test") == before > 0
     dispatch.retry_all()
     dispatch.wait_until_drained(AT_ONCE_SECONDS)
     assert dispatch.findings() == []
@@ -87,13 +93,25 @@ def test_a_host_in_trouble_is_left_alone_by_both_nodes(make_world: MakeWorld) ->
 
 
 def _leases_of_the_dead(dispatch: Dispatch) -> int:
-    ((count,),) = postgres.query(
-        dispatch.dsn,
-        "SELECT count(*) FROM mailgate.queue q"
-        " WHERE q.leased_by IS NOT NULL AND NOT mailgate.instance_is_alive(q.leased_by)",
-    )
+    return _count(dispatch, "leased_by IS NOT NULL AND NOT mailgate.instance_is_alive(leased_by)")
+
+
+def _leased(dispatch: Dispatch, domain: str) -> int:
+    return _count(dispatch, "domain = %s AND leased_by IS NOT NULL", domain)
+
+
+def _waiting(dispatch: Dispatch, domain: str) -> int:
+    return _count(dispatch, "domain = %s", domain)
+
+
+def _count(dispatch: Dispatch, condition: str, *values: str) -> int:
+    ((count,),) = postgres.query(dispatch.dsn, f"SELECT count(*) FROM mailgate.queue WHERE {condition}", values)
     assert isinstance(count, int)
     return count
+
+
+def _taken_for(dispatch: Dispatch, domain: str) -> int:
+    return sum(taking.recipient.endswith(f"@{domain}") for taking in dispatch.hosts.takings())
 
 
 def _backed_off(dispatch: Dispatch) -> list[tuple[object, ...]]:
