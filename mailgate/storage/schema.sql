@@ -1192,7 +1192,8 @@ COMMENT ON FUNCTION instance_is_alive(integer) IS 'Whether a process holds the a
 --     renew_leases    a lease lasts while its instance is at the row
 --     release_leases  what nobody is at any more is ready again
 --
--- Times are the caller's clock: p_now is seconds since the epoch.
+-- Times are the caller's clock: p_now is seconds since the epoch. Leases alone go by the server's, which is the same for
+-- all: a node whose clock is ahead must not take what another has under way.
 
 CREATE FUNCTION enqueue(p_rows jsonb, p_skipped bigint[]) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
@@ -1488,6 +1489,36 @@ END
 $$;
 COMMENT ON FUNCTION accept_messages IS 'Makes a batch of messages ours, all tables in one statement. Repeating it changes nothing.';
 
+CREATE FUNCTION next_destination(
+    p_sender text,
+    p_after text,
+    p_last text,  -- the last that may be; NULL: any may
+    p_away jsonb,  -- those to pass over, as keys
+    p_at_most integer,  -- steps
+    OUT domain text,
+    OUT steps integer
+) LANGUAGE plpgsql STABLE AS $$
+BEGIN
+    domain := p_after;
+    FOR step IN 1..p_at_most LOOP
+        SELECT q.domain INTO domain FROM mailgate.queue q
+        WHERE q.is_ready AND NOT q.is_held AND q.leased_by IS NULL AND q.sender = p_sender
+          AND q.domain > next_destination.domain
+        ORDER BY q.domain LIMIT 1;
+        steps := step;
+        IF domain IS NULL OR domain > p_last THEN
+            domain := NULL;
+            RETURN;
+        END IF;
+        EXIT WHEN NOT p_away ? domain;
+        IF step = p_at_most THEN
+            domain := NULL;
+        END IF;
+    END LOOP;
+END
+$$;
+COMMENT ON FUNCTION next_destination IS 'The next destination in the order of names that a sender has mail for and that is not away; NULL where there is none, or none was found in so many steps.';
+
 CREATE FUNCTION claim_queue(
     p_instance integer,
     p_claim bigint,
@@ -1505,11 +1536,15 @@ CREATE FUNCTION claim_queue(
 ) RETURNS integer LANGUAGE plpgsql AS $$
 DECLARE
     max_senders CONSTANT integer := 50;
-    max_steps CONSTANT integer := 2000;
+    max_steps CONSTANT integer := 20000;
     max_shaky CONSTANT integer := 5;
     moment CONSTANT timestamptz := to_timestamp(p_now);
-    away text[];  -- destinations that nothing is sent to now
-    shaky text[];  -- and those that were in trouble: a few messages show whether they still are
+    away jsonb;  -- destinations that nothing is sent to now, as keys: there may be very many
+    shaky jsonb;  -- and those that were in trouble: a few messages show whether they still are
+    away_count integer;
+    max_passed CONSTANT integer := 100;  -- of a sender's destinations that are away, before it counts as one that has others
+    passed integer;
+    last_step integer;  -- of this sender: those behind it are to have theirs
     senders text[] := '{}';
     last_sender text := p_after_sender;
     next_sender text;
@@ -1530,16 +1565,22 @@ BEGIN
           ORDER BY o.due_at LIMIT 2 * p_at_most FOR UPDATE SKIP LOCKED) AS woken
     WHERE q.id = woken.id;
 
-    SELECT coalesce(array_agg(d.name) FILTER (WHERE d.is_paused OR d.backed_off_until > moment), '{}'),
-           coalesce(array_agg(d.name) FILTER (WHERE d.failures > 0), '{}')
-    INTO away, shaky FROM mailgate.destination d;
-    away := away || p_skipped;
+    SELECT coalesce(jsonb_object_agg(n.name, true) FILTER (WHERE n.is_away), '{}'),
+           coalesce(jsonb_object_agg(n.name, true) FILTER (WHERE n.is_shaky), '{}'),
+           count(DISTINCT n.name) FILTER (WHERE n.is_away)
+    INTO away, shaky, away_count
+    FROM (SELECT d.name, d.is_paused OR coalesce(d.backed_off_until > moment, false), d.failures > 0
+          FROM mailgate.destination d
+          UNION ALL
+          SELECT s.name, true, false FROM unnest(p_skipped) AS s (name)) AS n (name, is_away, is_shaky);
 
     -- The next senders in the order of names, round and round.
-    WHILE cardinality(senders) < max_senders LOOP
+    -- One whose destinations are all away is none of them, or a few such would keep everybody else from their turn.
+    WHILE cardinality(senders) < max_senders AND steps < max_steps LOOP
         SELECT q.sender INTO next_sender FROM mailgate.queue q
         WHERE q.is_ready AND NOT q.is_held AND q.leased_by IS NULL AND q.sender > last_sender
         ORDER BY q.sender LIMIT 1;
+        steps := steps + 1;
         IF next_sender IS NULL THEN
             EXIT WHEN is_second_round OR p_after_sender = '';
             is_second_round := true;
@@ -1548,40 +1589,50 @@ BEGIN
         END IF;
         EXIT WHEN is_second_round AND next_sender > p_after_sender;
         last_sender := next_sender;
-        IF next_sender <> ALL (p_skipped_senders) THEN
-            senders := senders || next_sender;
+        CONTINUE WHEN next_sender = ANY (p_skipped_senders);
+        IF away_count > 0 THEN
+            SELECT n.domain, n.steps INTO next_domain, passed
+            FROM mailgate.next_destination(next_sender, '', NULL, away, max_passed) AS n;
+            steps := steps + passed;
+            CONTINUE WHEN next_domain IS NULL AND passed < max_passed;
         END IF;
+        senders := senders || next_sender;
     END LOOP;
+    steps := 0;
 
     FOR i IN 1..cardinality(senders) LOOP
         EXIT WHEN total >= p_at_most OR total_octets >= p_octets OR steps >= max_steps;
         -- What the senders before have left of their shares goes to the others.
         quota := ceil((p_at_most - total)::numeric / (cardinality(senders) - i + 1));
+        last_step := steps + (max_steps - steps) / (cardinality(senders) - i + 1);
         after_domain := coalesce(p_after_domains[array_position(p_senders, senders[i])], '');
+        -- Where more is passed over than there are steps, each claim begins elsewhere, so that all have their turn.
+        IF away_count >= last_step - steps THEN
+            SELECT k.name INTO after_domain
+            FROM jsonb_object_keys(away) WITH ORDINALITY AS k (name, place)
+            OFFSET floor(random() * away_count)::integer LIMIT 1;
+        END IF;
         last_domain := after_domain;
         is_second_round := false;
         -- Their destinations likewise.
-        WHILE quota > 0 AND total_octets < p_octets AND steps < max_steps LOOP
-            steps := steps + 1;
-            SELECT q.domain INTO next_domain FROM mailgate.queue q
-            WHERE q.is_ready AND NOT q.is_held AND q.leased_by IS NULL AND q.sender = senders[i]
-              AND q.domain > last_domain
-            ORDER BY q.domain LIMIT 1;
+        WHILE quota > 0 AND total_octets < p_octets AND steps < last_step LOOP
+            SELECT n.domain, n.steps INTO next_domain, passed
+            FROM mailgate.next_destination(
+                senders[i], last_domain, CASE WHEN is_second_round THEN after_domain END, away, last_step - steps) AS n;
+            steps := steps + passed;
             IF next_domain IS NULL THEN
                 EXIT WHEN is_second_round OR after_domain = '';
                 is_second_round := true;
                 last_domain := '';
                 CONTINUE;
             END IF;
-            EXIT WHEN is_second_round AND next_domain > after_domain;
             last_domain := next_domain;
-            CONTINUE WHEN next_domain = ANY (away);
             WITH found AS MATERIALIZED (
                 SELECT q.id, q.message_id, q.size_octets FROM mailgate.queue q
                 WHERE q.is_ready AND NOT q.is_held AND q.leased_by IS NULL AND q.sender = senders[i]
                   AND q.domain = next_domain
                 ORDER BY q.id
-                LIMIT least(quota, CASE WHEN next_domain = ANY (shaky) THEN max_shaky ELSE p_per_destination END)
+                LIMIT least(quota, CASE WHEN shaky ? next_domain THEN max_shaky ELSE p_per_destination END)
                 FOR UPDATE SKIP LOCKED
             ), sized AS (
                 SELECT f.id,
@@ -1595,7 +1646,7 @@ BEGIN
             FROM summed s WHERE total_octets + s.before < p_octets;
             CONTINUE WHEN taken IS NULL;
             UPDATE mailgate.queue q
-            SET leased_by = p_instance, claim = p_claim, leased_until = moment + make_interval(secs => p_lease_seconds)
+            SET leased_by = p_instance, claim = p_claim, leased_until = clock_timestamp() + make_interval(secs => p_lease_seconds)
             WHERE q.id = ANY (taken);
             quota := quota - cardinality(taken);
             total := total + cardinality(taken);
@@ -1641,7 +1692,7 @@ BEGIN
                       WHERE d.name = q.domain AND (d.is_paused OR d.backed_off_until > moment))
         ORDER BY q.starts_at LIMIT p_at_most FOR UPDATE SKIP LOCKED) AS o;
     UPDATE mailgate.queue q
-    SET leased_by = p_instance, claim = p_claim, leased_until = moment + make_interval(secs => p_lease_seconds)
+    SET leased_by = p_instance, claim = p_claim, leased_until = clock_timestamp() + make_interval(secs => p_lease_seconds)
     FROM (SELECT DISTINCT unnest(late || delayed || expired) AS id) AS o
     WHERE q.id = o.id;
     GET DIAGNOSTICS p_at_most = ROW_COUNT;
@@ -1893,7 +1944,7 @@ DECLARE
     dead integer[];
     released integer;
 BEGIN
-    UPDATE mailgate.queue q SET leased_until = moment + make_interval(secs => p_lease_seconds)
+    UPDATE mailgate.queue q SET leased_until = clock_timestamp() + make_interval(secs => p_lease_seconds)
     WHERE q.leased_by = p_instance AND q.claim = ANY (p_claims);
     IF p_is_steady AND pg_postmaster_start_time() < clock_timestamp() - make_interval(secs => p_grace_seconds) THEN
         SELECT array_agg(o.leased_by) INTO dead
@@ -1905,7 +1956,7 @@ BEGIN
     WHERE q.leased_by IS NOT NULL
       AND CASE WHEN q.leased_by = p_instance THEN q.claim <> ALL (p_claims)
                WHEN NOT p_is_steady THEN false
-               ELSE q.leased_until < moment OR (q.leased_by = ANY (p_dead) AND q.leased_by = ANY (dead)) END;
+               ELSE q.leased_until < clock_timestamp() OR (q.leased_by = ANY (p_dead) AND q.leased_by = ANY (dead)) END;
     GET DIAGNOSTICS released = ROW_COUNT;
     IF released > 0 THEN
         PERFORM pg_notify('queue', '');

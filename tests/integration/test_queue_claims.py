@@ -156,6 +156,49 @@ class ClaimTests(ClaimTestCase):
         )
         assert len(await self.claim(await self.queue(), 1)) == 5
 
+    def fill_domains(self, sender: str, count: int) -> None:
+        """A message to each of so many domains that are backed off."""
+        self.fill(sender, "a.test", count)
+        self.query("UPDATE queue SET domain = 'a' || id || '.test' WHERE domain = 'a.test'")
+        self.query(
+            "INSERT INTO destination (name, backed_off_until, failures)"
+            " SELECT DISTINCT domain, now() + interval '1 hour', 1 FROM queue ON CONFLICT DO NOTHING"
+        )
+
+    async def test_very_many_destinations_in_trouble_keep_no_others_from_their_turn(self) -> None:
+        """Neither those of the same sender nor those of the next."""
+        self.fill_domains("newsletter", 12_000)
+        self.fill("newsletter", "well.test", 1)
+        self.fill("zoe", "well.test", 1)
+        self.query("VACUUM ANALYZE queue")
+        queue = await self.queue()
+        began = time.monotonic()
+        rows = await self.claim(queue, 1)
+        assert sorted(row.sender for row in rows) == ["newsletter", "zoe"]
+        assert time.monotonic() - began < 2.0
+
+    async def test_more_destinations_in_trouble_than_a_claim_passes_over_delay_others_only(self) -> None:
+        self.fill_domains("newsletter", 25_000)
+        self.fill("newsletter", "well.test", 1)
+        self.fill("zoe", "well.test", 1)
+        self.query("VACUUM ANALYZE queue")
+        queue = await self.queue()
+        senders = set()
+        for number in range(1, 40):
+            senders |= {row.sender for row in await self.claim(queue, number)}
+            if len(senders) == 2:
+                break
+            if number == 1:
+                assert "zoe" in senders
+        assert senders == {"newsletter", "zoe"}
+
+    async def test_senders_that_have_mail_for_a_paused_destination_alone_keep_no_others_from_their_turn(self) -> None:
+        self.fill("carol", "paused.test", 120)
+        self.query("UPDATE queue SET sender = 'carol' || id")
+        self.query("INSERT INTO destination (name, is_paused) VALUES ('paused.test', true)")
+        self.fill("zoe", "well.test", 1)
+        assert [row.sender for row in await self.claim(await self.queue(), 1)] == ["zoe"]
+
     async def test_held_rows_and_rows_that_are_not_due_are_let_alone(self) -> None:
         self.fill("carol", "a.test", 3)
         self.query("UPDATE queue SET is_held = true WHERE id = (SELECT min(id) FROM queue)")
@@ -204,6 +247,10 @@ class ClaimTests(ClaimTestCase):
 
 
 class LeaseTests(ClaimTestCase):
+    def let_leases_age(self, seconds: float) -> None:
+        """They go by the server's clock."""
+        self.query("UPDATE queue SET leased_until = leased_until - make_interval(secs => %(by)s)", {"by": seconds})
+
     async def test_a_lease_that_is_not_renewed_ends(self) -> None:
         self.fill("carol", "a.test", 1)
         first, second = await self.queue(1), await self.queue(2)
@@ -212,7 +259,7 @@ class LeaseTests(ClaimTestCase):
         await self.claim(first, 1)
         await second.renew([], [], is_steady=True)
         assert await self.claim(second, 1) == []
-        self.ahead = 400.0
+        self.let_leases_age(400.0)
         await second.renew([], [], is_steady=False)
         assert await self.claim(second, 2) == []
         await second.renew([], [], is_steady=True)
@@ -222,9 +269,20 @@ class LeaseTests(ClaimTestCase):
         self.fill("carol", "a.test", 1)
         first, second = await self.queue(1), await self.queue(2)
         await self.claim(first, 1)
-        self.ahead = 250.0
+        self.let_leases_age(250.0)
         await first.renew([1], [], is_steady=True)
-        self.ahead = 400.0
+        self.let_leases_age(150.0)
+        await second.renew([], [], is_steady=True)
+        assert await self.claim(second, 1) == []
+
+    async def test_a_clock_that_is_ahead_ends_nobodys_lease(self) -> None:
+        """Or whatever the other nodes have under way would be sent twice."""
+        self.fill("carol", "a.test", 1)
+        first, second = await self.queue(1), await self.queue(2)
+        control = await self.living(1)
+        assert control.is_connected
+        await self.claim(first, 1)
+        self.ahead = 3600.0
         await second.renew([], [], is_steady=True)
         assert await self.claim(second, 1) == []
 
