@@ -10,7 +10,9 @@ each time, and the messages that it left untried go to the next. Decisions:
 - Under opportunistic TLS, a host with which the handshake fails is asked once more, in plain text.
 - A host whose greeting is 5xx ("no SMTP service here", RFC 5321 section 3.1) is no reason to bounce: many say so while
   something is wrong. The next host is tried, and in the end the mail waits until its time is over.
-- Where a connection works and another one to the same address is refused, there are simply enough of them.
+- Where a connection works and another one to the same address is refused, there are simply enough of them: for a
+  minute no more are tried.
+- A host that ends a connection between messages, after it has served some, is well: it takes no more of them on one.
 - When no host is left, the destination is in trouble: one message is deferred with what was said last, the others are
   given back as if nobody had looked at them, and the destination is left alone (by all nodes, see `destination`).
 
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
 _FIRST_AVOIDANCE_SECONDS = 60.0
 _LONGEST_AVOIDANCE_SECONDS = 3600.0
 _MAX_AVOIDED = 100
+_ENDINGS = frozenset({TroubleKind.SHUTDOWN, TroubleKind.LOST})  # of a connection
 
 log = Logger()
 
@@ -111,12 +114,13 @@ class Owner(Protocol):
 class _Connection:
     """An open connection."""
 
-    __slots__ = ("idle", "in_flight", "sender", "sent")
+    __slots__ = ("has_served", "idle", "in_flight", "sender", "sent")
 
     def __init__(self, sender: Sender) -> None:
         self.sender = sender
         self.sent = 0
         self.in_flight = 0
+        self.has_served = False  # a message came to its end on it
         self.idle: IDelayedCall | None = None
 
 
@@ -158,6 +162,7 @@ class Destination:
         self._opening: set[Deferred[_Connection | None]] = set()
         self._limit = float(min(limits.first_connections, limits.max_connections))
         self._has_met_trouble = False
+        self._is_enough_until = 0.0  # hosts have refused more connections than there are
         self._avoided: dict[tuple[str, str], _Avoided] = {}
         self._tokens = 1.0
         self._tokens_at = clock.seconds()
@@ -171,6 +176,11 @@ class Destination:
     def is_idle(self) -> bool:
         """Whether there is neither a message nor a connection."""
         return not self._pending and not self._connections and not self._opening
+
+    @property
+    def connections(self) -> int:
+        """How many there are, those included that are being opened."""
+        return len(self._connections) + len(self._opening)
 
     @property
     def waiting(self) -> int:
@@ -195,7 +205,7 @@ class Destination:
             self._pending
             and not self._is_stopping
             and len(self._opening) < len(self._pending)
-            and len(self._connections) + len(self._opening) < int(self._limit)
+            and self.connections < int(self._limit)
             and self._has_token()
             and self._owner.may_connect()
             and self._open()
@@ -268,9 +278,13 @@ class Destination:
         if delivery.outcomes:
             self.completed += 1
             self._owner.delivered(self, message, delivery)
-        if trouble is not None:
+        if trouble is None:
+            connection.has_served = True
+        elif connection.has_served and not delivery.outcomes and trouble.kind in _ENDINGS:
+            pass  # it takes so many messages on a connection, and no more
+        else:
             self._meet(connection.sender.endpoint, trouble, connection)
-        elif any(outcome.result is Result.DELIVERED for outcome in delivery.outcomes):
+        if any(outcome.result is Result.DELIVERED for outcome in delivery.outcomes):
             self._prosper(connection.sender.endpoint)
         if untried is not None:
             if self._is_stopping:
@@ -297,9 +311,9 @@ class Destination:
         log.failure("delivery to {destination} failed", failure, destination=self.route.key)
 
     def _prosper(self, endpoint: Endpoint) -> None:
-        self._limit = min(
-            self._limit + (1 / self._limit if self._has_met_trouble else 1), float(self._limits.max_connections)
-        )
+        if self._clock.seconds() >= self._is_enough_until:
+            more = 1 / self._limit if self._has_met_trouble else 1.0
+            self._limit = min(self._limit + more, float(self._limits.max_connections))
         if self._avoided:
             self._avoided.pop((endpoint.host, endpoint.address), None)
         self._owner.is_well(self)
@@ -427,7 +441,8 @@ class Destination:
             for each in self._connections
         )
         if others:
-            self._limit = max(float(others), 1.0)
+            self._limit = float(others)
+            self._is_enough_until = self._clock.seconds() + _FIRST_AVOIDANCE_SECONDS
             return True
         self._limit = max(self._limit / 2, 1.0)
         key = (endpoint.host, endpoint.address)

@@ -38,9 +38,9 @@ from mailgate.outbound.plan import (
     Result,
     Route,
 )
-from mailgate.outbound.schedule import Schedule
+from mailgate.outbound.schedule import Overdue, Schedule, overdue
 from mailgate.outbound.settler import Settler, Telling, Writing
-from mailgate.outbound.settling import Decided, decide, decide_done, decide_overdue
+from mailgate.outbound.settling import Decided, decide, decide_done, decide_overdue, waiting_of
 from mailgate.outbound.transactions import transactions_of
 from mailgate.outbound.turns import MAX_HELD, Turns
 from mailgate.storage.errors import StorageUnavailable, reason_of
@@ -375,7 +375,15 @@ class QueueRunner:
 
     async def _find_route(self, way: _Way, rows: Sequence[QueuedRow]) -> None:
         domain, requires_tls, tls_is_optional = way
-        route = await self._router.route(domain, requires_tls=requires_tls, tls_is_optional=tls_is_optional)
+        try:
+            route = await self._router.route(domain, requires_tls=requires_tls, tls_is_optional=tls_is_optional)
+        except CancelledError:
+            raise  # a stop gives the rows back
+        except Exception:  # a fault of ours: no row must stay held for it
+            log.failure("no route could be looked for: {domain!r}", domain=domain)
+            for row in rows:
+                self._postpone(self._held[row.id], self._time() + _PAUSED_SECONDS)
+            return
         self._routes[way] = (self._clock.seconds() + _ROUTE_SECONDS, route)
         self._routes.move_to_end(way)
         while len(self._routes) > _MAX_ROUTES:
@@ -449,9 +457,9 @@ class QueueRunner:
         self._is_offering = True
         while self._is_wanted and self._connections < self._settings.max_connections:
             self._is_wanted = False
-            for destination in tuple(self._destinations.values()):
-                if destination.waiting:
-                    destination.pump()
+            waiting = [destination for destination in self._destinations.values() if destination.waiting]
+            for destination in sorted(waiting, key=lambda each: each.connections):
+                destination.pump()
         self._is_offering = False
 
     def delivered(self, destination: Destination, message: OutgoingMessage, delivery: Delivery) -> None:
@@ -520,12 +528,18 @@ class QueueRunner:
         self._decide(held, Decided(Kept(held.lease)))
 
     def _postpone(self, held: _Held, due_at: float) -> None:
-        """Have a row wait until its destination is tried again; what is late by then is dealt with by `_tick`."""
-        if held.row.domain == held.destination and held.destination in self._backed_off:
-            self._let_go(held)  # it stays ready; while its destination is left alone, nobody claims it
+        """Have a row wait until its destination is tried again, or give it up where its time is over."""
+        row, lease, now = held.row, held.lease, self._time()
+        backed_off_until, reason = self._backed_off.get(held.destination or "", (0.0, ""))
+        is_left_alone = backed_off_until > now
+        schedule = self._settings.schedule
+        if is_left_alone and row.domain == held.destination:
+            self._let_go(held)  # it stays ready; nobody claims it meanwhile, and `_claim_overdue` sees to its end
+        elif is_left_alone and not self._is_in_grace and overdue(schedule, waiting_of(row), now) is Overdue.EXPIRED:
+            self._decide(held, decide_overdue(row, lease, schedule, now, reason))
         else:
-            longest = self._time() + self._settings.back_off_longest_seconds
-            self._decide(held, Decided(Kept(held.lease, min(due_at, longest))))
+            longest = now + self._settings.back_off_longest_seconds
+            self._decide(held, Decided(Kept(lease, min(due_at, longest))))
 
     def _original(self, queue_id: int) -> tuple[QueuedRow, Content]:
         held = self._held[queue_id]
@@ -581,8 +595,12 @@ class QueueRunner:
                 destination.forgive()  # an operator wants it tried, or another node has found it well
         self.wake()
 
+    @property
+    def _is_in_grace(self) -> bool:
+        return self._clock.seconds() - self._started_at < _GRACE_SECONDS
+
     async def _claim_overdue(self) -> None:
-        if self._clock.seconds() - self._started_at < _GRACE_SECONDS:
+        if self._is_in_grace:
             return
         schedule = self._settings.schedule
         while not self._is_stopping and len(self._held) < MAX_HELD:

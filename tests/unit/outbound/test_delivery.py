@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import pytest
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
 
+from mailgate.outbound.delivery import Limits
+from mailgate.outbound.plan import Trouble, TroubleKind
 from mailgate.outbound.runner import RunnerSettings
 from tests.support.queueing import CLOSING, TAKEN, FakeNet, FakeRows, runner_on
+
+LOST = Trouble(TroubleKind.LOST, "The connection was lost", "4.4.2")
 
 
 def test_a_connection_that_broke_under_two_messages_leaves_both_to_later() -> None:
@@ -16,16 +21,14 @@ def test_a_connection_that_broke_under_two_messages_leaves_both_to_later() -> No
     clock.rightNow = 1_000_000.0
     rows, net = FakeRows(clock.seconds), FakeNet(clock.seconds)
     host = net.host("mx.elsewhere.test")
-    runner = runner_on(clock, rows, net, clock.seconds)
-    rows.add("anna@elsewhere.test")
+    host.answer = None
+    runner = runner_on(clock, rows, net, clock.seconds, limits=lambda _route: Limits(max_connections=1))
+    rows.add("dora@elsewhere.test")
+    rows.add("emil@elsewhere.test")
     with capturedLogs() as events:
         runner.start()
         clock.pump([0.1] * 10)
         (sender,) = host.senders
-        host.answer = None
-        rows.add("dora@elsewhere.test")
-        rows.add("emil@elsewhere.test")
-        runner.wake()
         assert sender.outstanding == 2
         sender.finish(CLOSING)
         assert host.connects == 1
@@ -36,6 +39,81 @@ def test_a_connection_that_broke_under_two_messages_leaves_both_to_later() -> No
     assert not rows.rows
     assert sorted(host.served[-2:]) == ["dora@elsewhere.test", "emil@elsewhere.test"]
     assert not [event for event in events if "log_failure" in event]
+    Deferred.fromCoroutine(runner.stop(1.0))
+
+
+@pytest.mark.parametrize("ending", [CLOSING, LOST], ids=["421", "lost"])
+def test_a_host_that_takes_one_message_on_a_connection_gets_all_one_after_the_other(ending: Trouble) -> None:
+    """It isn't in trouble: whoever left it alone after each message would take weeks for a newsletter."""
+    clock = Clock()
+    clock.rightNow = 1_000_000.0
+    rows, net = FakeRows(clock.seconds), FakeNet(clock.seconds)
+    host = net.host("mx.elsewhere.test")
+    host.answer = None
+    runner = runner_on(clock, rows, net, clock.seconds)
+    for number in range(50):
+        rows.add(f"d{number}@elsewhere.test")
+    runner.start()
+    for _ in range(100):
+        clock.pump([0.05] * 2)
+        for sender in host.open:
+            sender.finish(TAKEN)
+            while sender.waiting:
+                sender.finish(ending)
+            sender.is_usable = False
+    assert not rows.rows
+    assert sorted(attempt.result for attempt in rows.attempts) == ["delivered"] * 50
+    Deferred.fromCoroutine(runner.stop(1.0))
+
+
+def test_a_host_that_takes_few_connections_is_not_asked_for_more_after_each_message() -> None:
+    clock = Clock()
+    clock.rightNow = 1_000_000.0
+    rows, net = FakeRows(clock.seconds), FakeNet(clock.seconds)
+    host = net.host("mx.elsewhere.test")
+    host.answer = None
+    host.max_connections = 1
+    runner = runner_on(clock, rows, net, clock.seconds)
+    for number in range(90):
+        rows.add(f"d{number}@elsewhere.test")
+    runner.start()
+    for _ in range(200):
+        clock.pump([0.05] * 2)
+        for sender in host.open:
+            if sender.waiting:
+                sender.finish(TAKEN)
+    assert not rows.rows
+    assert host.connects < 10
+    Deferred.fromCoroutine(runner.stop(1.0))
+
+
+def test_a_connection_that_ends_goes_to_the_destination_that_has_fewest() -> None:
+    """Where two have more mail than the connections can carry, the third has its turn all the same."""
+    clock = Clock()
+    clock.rightNow = 1_000_000.0
+    rows, net = FakeRows(clock.seconds), FakeNet(clock.seconds)
+    runner = runner_on(
+        clock,
+        rows,
+        net,
+        clock.seconds,
+        limits=lambda _route: Limits(messages_per_connection=1),
+        settings=RunnerSettings(max_connections=4),
+    )
+    hosts = [net.host(f"mx.{name}") for name in ("busy.test", "busier.test", "quiet.test")]
+    for host in hosts:
+        host.answer = None
+    for number in range(40):
+        rows.add(f"d{number}@busy.test")
+        rows.add(f"d{number}@busier.test")
+    rows.add("dora@quiet.test")
+    runner.start()
+    clock.pump([0.05] * 4)
+    assert [len(host.open) for host in hosts] == [4, 0, 0]
+    for _ in range(2):
+        hosts[0].open[0].finish(TAKEN)
+        clock.pump([0.05] * 4)
+    assert [len(host.open) for host in hosts] == [2, 1, 1]
     Deferred.fromCoroutine(runner.stop(1.0))
 
 

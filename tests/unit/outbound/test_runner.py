@@ -25,6 +25,7 @@ from tests.support.queueing import (
     UNKNOWN,
     FakeNet,
     FakeRows,
+    FakeSender,
     FakeTelling,
     runner_on,
 )
@@ -453,6 +454,58 @@ def test_a_fault_of_ours_loses_no_message(world: World) -> None:
     world.run(120.0)
     assert not world.rows.rows
     assert host.served == ["dora@elsewhere.test"]
+
+
+def test_a_defect_of_the_router_leaves_no_row_held(world: World) -> None:
+    found = world.net.route
+
+    async def broken(*_: Any, **__: Any) -> NoRoute:
+        raise RuntimeError("a fault")
+
+    world.net.route = broken  # type: ignore[method-assign]
+    world.rows.add("dora@elsewhere.test")
+    world.start()
+    assert world.runner.held == 0
+    world.net.route = found  # type: ignore[method-assign]
+    world.run(120.0)
+    assert not world.rows.rows
+
+
+def test_a_defect_that_stays_does_not_keep_the_runner_busy() -> None:
+    """Where the destination had been in trouble before, its rows were given back and claimed again without a pause."""
+    is_broken = False
+
+    async def connect(*given: Any) -> FakeSender:
+        if is_broken:
+            raise RuntimeError("a fault")
+        return await world.net.connect(*given)
+
+    world = World(connect=connect)
+    world.net.host("mx.elsewhere.test").refuses = REFUSED
+    world.rows.add("dora@elsewhere.test")
+    world.start()
+    is_broken = True
+    world.run(400.0)
+    claims = world.rows.claims
+    for _ in range(400):
+        world.clock.advance(0.1)
+    assert world.rows.claims - claims < 30
+
+
+@pytest.mark.parametrize("is_paused", [False, True], ids=["dead", "paused"])
+def test_mail_for_a_smarthost_that_does_not_come_back_ends_in_time(world: World, is_paused: bool) -> None:
+    """All of it, though only one message at a time shows whether the smarthost is back."""
+    for number in range(30):
+        world.net.route_by(f"d{number}.test", "smarthost", key="smarthost:587")
+        world.rows.add(f"dora@d{number}.test")
+    if is_paused:
+        world.rows.away["smarthost:587"] = DestinationState("smarthost:587", True, None, 0, "Maintenance")
+    world.net.host("smarthost").refuses = REFUSED
+    world.start(5 * DAY - 60)
+    assert len(world.rows.rows) == 30
+    world.run(3 * HOUR)
+    assert not world.rows.rows
+    assert sorted(each[1] for each in world.told()) == ["delayed"] * 30 + ["failed"] * 30
 
 
 # ---------------------------------------------------------------- the database, and stops
