@@ -92,6 +92,9 @@ class Limits:
 class Owner(Protocol):
     """Who hands out messages and hears what became of them."""
 
+    def may_send(self) -> bool:
+        """Whether another message may be begun; if not, `pump` is called when one may."""
+
     def may_connect(self) -> bool:
         """Whether there may be another connection, of all destinations."""
 
@@ -206,6 +209,7 @@ class Destination:
             and not self._is_stopping
             and len(self._opening) < len(self._pending)
             and self.connections < int(self._limit)
+            and self._owner.may_send()
             and self._has_token()
             and self._owner.may_connect()
             and self._open()
@@ -221,6 +225,7 @@ class Destination:
             and connection.sent < self._limits.messages_per_connection
             and sender.is_usable
             and connection.in_flight < sender.max_outstanding
+            and self._owner.may_send()
             and self._has_token()
         ):
             self._send(connection)

@@ -189,6 +189,7 @@ class QueueRunner:
         self._backed_off: dict[str, tuple[float, str]] = {}  # by route key: until when, and why
         self._trouble_times: dict[str, int] = {}
         self._settler = Settler(clock, rows, telling, original=self._original, settled=self._forget, usage=usage)
+        self._is_sending_wanted = False  # whether a destination was refused another message
         self._is_claiming = False
         self._is_woken = False
         self._is_stopping = False
@@ -441,6 +442,16 @@ class QueueRunner:
 
     # ------------------------------------------------------------ what destinations say
 
+    def may_send(self) -> bool:
+        """Whether another message may be begun: not while what came of those before can't be written.
+
+        A node that is cut off from the database is taken for dead after a while: what it has sent by then is sent twice.
+        """
+        if self._settler.is_behind:
+            self._is_sending_wanted = True
+            return False
+        return True
+
     def may_connect(self) -> bool:
         """Whether there may be another connection; it counts from now on."""
         if self._connections >= self._settings.max_connections:
@@ -559,6 +570,11 @@ class QueueRunner:
                 del self._alive_claims[lease.claim]
         if len(self._held) <= MAX_HELD - _CLAIM_ROWS // 2 and self._turns.has_room_for_contents:
             self.wake()
+        if self._is_sending_wanted and not self._settler.is_behind:
+            self._is_sending_wanted = False
+            for destination in tuple(self._destinations.values()):
+                if destination.waiting:
+                    destination.pump()
 
     # ------------------------------------------------------------ what goes by time
 

@@ -44,6 +44,7 @@ _DELAY_SECONDS = 0.02  # what is decided in that time is written together
 _MAX_ROWS = 500  # in a statement
 _FIRST_PAUSE_SECONDS = 0.5
 _LAST_PAUSE_SECONDS = 10.0
+_SLOW_SECONDS = 5.0  # a statement takes some milliseconds
 
 log = Logger()
 
@@ -98,11 +99,20 @@ class Settler:
         self._timer: IDelayedCall | None = None
         self._drained: list[Deferred[None]] = []
         self.rows_per_second = 0.0  # that ended lately, about
+        self._is_failing = False
+        self._began_at: float | None = None  # the statement that is under way
 
     @property
     def is_idle(self) -> bool:
         """Whether there is nothing to write."""
         return not self._decided and not self._news and self._unsettled is None and self._running is None
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether the database doesn't answer; `settled` is called when it does again."""
+        return self._is_failing or (
+            self._began_at is not None and self._clock.seconds() - self._began_at > _SLOW_SECONDS
+        )
 
     def decided(self, decided: Decided) -> None:
         """Write this soon."""
@@ -167,6 +177,7 @@ class Settler:
                     self._unsettled = await self._settlement()
                 await self._settle(self._unsettled)
             except StorageUnavailable as error:
+                self._is_failing = True
                 log.info("what became of mail waits for the database: {reason}", reason=str(error))
                 await deferLater(self._clock, pause)
                 pause = min(pause * 2, _LAST_PAUSE_SECONDS)
@@ -227,12 +238,16 @@ class Settler:
 
         @raises StorageUnavailable: it is unknown whether it was written.
         """
-        began = self._clock.seconds()
+        began = self._began_at = self._clock.seconds()
         try:
             settled = await self._rows.settle(settlement)
         except psycopg2.Error as error:
+            self._is_failing = False  # it answers
             await self._settle_refused(settlement, error)
             return
+        finally:
+            self._began_at = None
+        self._is_failing = False
         for mailbox_id, octets in settled.usage:
             self._usage(mailbox_id, octets)
         for notice in settled.disowned:

@@ -14,7 +14,8 @@ settlement is committed, the row is there, and whoever comes next tries again.
 
 So a message is never lost, and it is sent twice only where an instance died between the host's 250 and the COMMIT, or
 where a connection was lost behind the final dot (RFC 5321 section 6.1, RFC 1047). A database that went away for a while
-costs nothing: what an instance has to say waits in its memory, and its lease with it.
+costs nothing: what an instance has to say waits in its memory, and its lease with it. Meanwhile it sends nothing new:
+should it alone be cut off from the database, the others take it for dead, and what it could not write of is sent again.
 
 A lease lasts for `LEASE_SECONDS` and is renewed while the instance is at it. Others end it when that time is over, or
 when the instance has been seen dead twice: its advisory lock is gone (`instance_is_alive`). Each claim has a number,

@@ -19,6 +19,7 @@ import pytest
 from tests.support.dispatch import Programs
 from tests.support.gate import eventually
 from tests.support.postgres import private_server, remove_server
+from tests.support.relay import Relay
 from tests.support.sink import Conduct, Fault
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ HOSTILE = Conduct(
     pause_seconds=0.05,
 )
 TAKEN_OVER_SECONDS = 60.0
+STOPS_SECONDS = 10.0  # a node that can't write what comes of its mail begins nothing new
 SOAK_SECONDS = 600.0
 CALM_SECONDS = 240.0  # PostgreSQL has to have run for a while before anybody is taken for dead
 
@@ -153,6 +155,38 @@ def test_what_got_250_is_delivered_though_everything_dies_again_and_again(
     assert dispatch.findings() == []
     assert world.tracebacks() == []
     sys.stdout.write(f"deaths: {dict(deaths)}\n{dispatch.summary()}\n")
+
+
+@pytest.mark.soak
+def test_a_node_that_is_cut_off_from_the_database_stops_sending_before_it_is_taken_for_dead(
+    make_world: MakeWorld,
+) -> None:
+    """What it has sent and can't write is sent again by the other; it goes no further with what it has leased."""
+    world = make_world(domains=DOMAINS, conducts=[Conduct(pause_seconds=0.5)])
+    dispatch, (cut_off, other) = world.dispatch, world.nodes
+    relay = Relay(dispatch.dsn)
+    try:
+        cut_off.lead_to_database(relay.dsn)
+        cut_off.start()
+        programs = Programs(dispatch, domains=DOMAINS, seed=1, programs=4).start()
+        programs.wait_for(400)
+        programs.finish()
+        assert dispatch.queued() > 400
+        relay.shut()
+        moment = time.monotonic()
+        other.start()
+        dispatch.wait_until_drained(CALM_SECONDS)
+        relay.open()
+        eventually(lambda: cut_off.gate.log().rstrip().endswith("connected"), "it is back")
+    finally:
+        relay.close()
+    takings = dispatch.hosts.takings()
+    assert {taking.recipient for taking in takings} == {each for sent in dispatch.sent for each in sent.recipients}
+    again = dispatch.duplicates()
+    assert {taking.connection.client for taking in again} == {cut_off.address}
+    assert all(taking.taken_at - moment < STOPS_SECONDS for taking in again)
+    assert world.tracebacks() == []
+    sys.stdout.write(f"{len(again)} of {len(takings)} are second copies\n")
 
 
 def _kill(server: EmbeddedPostgres) -> None:

@@ -58,6 +58,7 @@ class Node:
         """`settings` are more keys of [outbound]."""
         self.address = address
         self.lives: list[_Life] = []
+        self._dsn = dsn
         # Not pytest's folder: its names are too long for a socket's.
         self._folder = tempfile.TemporaryDirectory(prefix="mg-")
         self.door = Path(self._folder.name) / "door"
@@ -92,6 +93,12 @@ first_retry_seconds = 1
 {settings}
 """,
         )
+
+    def lead_to_database(self, dsn: str) -> None:
+        """Have it go that way from its next start on."""
+        config = self.gate.config_path
+        config.write_text(config.read_text().replace(self._dsn, dsn))
+        self._dsn = dsn
 
     def start(self) -> None:
         """Begin a life."""

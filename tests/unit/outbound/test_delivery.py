@@ -117,6 +117,40 @@ def test_a_connection_that_ends_goes_to_the_destination_that_has_fewest() -> Non
     Deferred.fromCoroutine(runner.stop(1.0))
 
 
+def test_nothing_new_is_sent_while_nobody_can_be_told_what_came_of_it() -> None:
+    """A node that is cut off from the database is taken for dead; what it has sent by then is sent again."""
+    clock = Clock()
+    clock.rightNow = 1_000_000.0
+    rows, net = FakeRows(clock.seconds), FakeNet(clock.seconds)
+    host = net.host("mx.elsewhere.test")
+    host.answer = None
+    runner = runner_on(clock, rows, net, clock.seconds, limits=lambda _route: Limits(max_connections=1))
+    for number in range(5):
+        rows.add(f"d{number}@elsewhere.test")
+    runner.start()
+    clock.pump([0.1] * 10)
+    (sender,) = host.senders
+    assert sender.outstanding == 2
+    rows.is_away = True
+    sender.finish(TAKEN)
+    assert sender.outstanding == 2  # nobody knows yet
+    clock.pump([0.1] * 10)
+    sender.finish(TAKEN)
+    sender.finish(TAKEN)
+    clock.pump([1.0] * 60)
+    assert len(host.seen) == 3
+    assert not host.open
+    rows.is_away = False
+    clock.pump([1.0] * 15)
+    (sender,) = host.open
+    sender.finish(TAKEN)
+    sender.finish(TAKEN)
+    clock.pump([0.1] * 10)
+    assert not rows.rows
+    assert sorted(host.served) == [f"d{number}@elsewhere.test" for number in range(5)]
+    Deferred.fromCoroutine(runner.stop(1.0))
+
+
 def test_connections_that_end_let_each_destination_that_waits_have_one() -> None:
     """Whichever they belonged to, and whether those that are asked first can use them."""
     clock = Clock()
