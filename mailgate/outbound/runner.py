@@ -309,8 +309,7 @@ class QueueRunner:
         if rows:
             self._is_woken = True
         turns.take(rows)
-        self._take(number, rows)
-        self._hand_over(rows)
+        self._hand_over(self._take(number, rows))
 
     def _left_alone(self) -> list[str]:
         """Destinations that are left alone, be it written already or not."""
@@ -322,17 +321,26 @@ class QueueRunner:
         self._alive_claims[number] = 0
         return number
 
-    def _take(self, claim: int, rows: Sequence[QueuedRow]) -> None:
+    def _take(self, claim: int, rows: Sequence[QueuedRow]) -> list[QueuedRow]:
+        """Hold rows; gives those that were not held."""
         contents: dict[int, Content] = {}
+        taken = []
         for row in rows:
             content = contents.get(row.message_id)
             if content is None:
                 content = contents[row.message_id] = self._content_of(row)
+            if row.id in self._held:
+                # Others have ended its lease: they took us for dead, say. It is under way all the same, and to begin it
+                # again would send it twice. The lease that came now ends with its claim.
+                self._turns.give(row)
+                continue
             self._held[row.id] = _Held(row, Lease(row.id, claim), content)
-        if rows:
-            self._alive_claims[claim] = len(rows)
+            taken.append(row)
+        if taken:
+            self._alive_claims[claim] = len(taken)
         else:
             del self._alive_claims[claim]
+        return taken
 
     def _content_of(self, row: QueuedRow) -> Content:
         trace = bytes(row.trace or b"")
@@ -359,6 +367,9 @@ class QueueRunner:
         """Give rows to their destinations, those first whose route is known."""
         by_way: dict[_Way, list[QueuedRow]] = {}
         for row in rows:
+            if self._is_stopping:
+                self._let_go(self._held[row.id])
+                continue
             if row.done is not None:
                 held = self._held[row.id]
                 self._decide(held, decide_done(row, held.lease, self._time()))
@@ -445,7 +456,7 @@ class QueueRunner:
     def may_send(self) -> bool:
         """Whether another message may be begun: not while what came of those before can't be written.
 
-        A node that is cut off from the database is taken for dead after a while: what it has sent by then is sent twice.
+        A node that is cut off from the database is taken for dead after a while: what it sent by then is sent twice.
         """
         if self._settler.is_behind:
             self._is_sending_wanted = True
@@ -632,8 +643,7 @@ class QueueRunner:
                 del self._alive_claims[number]
                 raise
             self._turns.hold(rows)
-            self._take(number, rows)
-            for row in rows:
+            for row in self._take(number, rows):
                 backed_off = self._backed_off.get(row.domain)
                 reason = None if backed_off is None else backed_off[1]
                 held = self._held[row.id]

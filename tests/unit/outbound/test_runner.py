@@ -526,6 +526,44 @@ def test_what_became_of_mail_waits_for_the_database(world: World) -> None:
     assert host.served == ["dora@elsewhere.test"]
 
 
+def test_what_is_under_way_is_not_begun_again_when_its_lease_was_lost(world: World) -> None:
+    """Another node took this one for dead, and let go of its rows: they come back with the next claim."""
+    host = world.net.host("mx.elsewhere.test")
+    host.answer = None
+    row = world.rows.add("dora@elsewhere.test")
+    world.start()
+    world.rows.rows[row].claim = None
+    world.runner.wake()
+    world.run(1.0)
+    assert sum(sender.outstanding for sender in host.open) == 1
+    host.open[0].finish(TAKEN)
+    world.run(1.0)
+    assert (world.runner.held, world.rows.rows, host.served) == (0, {}, ["dora@elsewhere.test"])
+
+
+def test_what_is_claimed_while_it_stops_is_given_back() -> None:
+    """The answer to a claim may come behind the order to stop."""
+    claimed: Deferred[None] = Deferred()
+    world = World()
+    claim = world.rows.claim
+
+    async def slowly(*given: Any, **more: Any) -> Any:
+        await claimed
+        return await claim(*given, **more)
+
+    async def never(*_: Any, **__: Any) -> NoRoute:
+        return await Deferred()
+
+    world.rows.claim = slowly  # type: ignore[method-assign]
+    world.net.route = never  # type: ignore[method-assign]
+    world.rows.add("dora@elsewhere.test")
+    world.start()
+    world.stop()
+    claimed.callback(None)
+    world.run(1.0)
+    assert [each.claim for each in world.rows.rows.values()] == [None]
+
+
 def test_a_stop_finishes_what_is_under_way_and_gives_the_rest_back() -> None:
     world = World(limits=lambda _route: Limits(first_connections=1, max_connections=1))
     host = world.net.host("mx.elsewhere.test")
