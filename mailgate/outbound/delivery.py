@@ -56,6 +56,7 @@ _FIRST_AVOIDANCE_SECONDS = 60.0
 _LONGEST_AVOIDANCE_SECONDS = 3600.0
 _MAX_AVOIDED = 100
 _ENDINGS = frozenset({TroubleKind.SHUTDOWN, TroubleKind.LOST})  # of a connection
+_TOO_SLOW = Trouble(TroubleKind.TIMEOUT, "The host did not answer while other mail waited for the connection", "4.4.2")
 
 log = Logger()
 
@@ -163,6 +164,7 @@ class Destination:
         self._pending: deque[OutgoingMessage] = deque()
         self._connections: list[_Connection] = []
         self._opening: set[Deferred[_Connection | None]] = set()
+        self._attempts: dict[Deferred[Sender], float] = {}  # to connect, and when they began
         self._limit = float(min(limits.first_connections, limits.max_connections))
         self._has_met_trouble = False
         self._is_enough_until = 0.0  # hosts have refused more connections than there are
@@ -184,6 +186,11 @@ class Destination:
     def connections(self) -> int:
         """How many there are, those included that are being opened."""
         return len(self._connections) + len(self._opening)
+
+    @property
+    def first_waiting(self) -> OutgoingMessage | None:
+        """The message that is next."""
+        return self._pending[0] if self._pending else None
 
     @property
     def waiting(self) -> int:
@@ -233,6 +240,14 @@ class Destination:
     def forgive(self) -> None:
         """Avoid no host any longer."""
         self._avoided.clear()
+
+    def lose_patience(self, seconds: float) -> None:
+        """End what has tried for so long to connect, as if the host had timed out."""
+        began_before = self._clock.seconds() - seconds
+        for attempt, began in tuple(self._attempts.items()):
+            if began <= began_before:
+                del self._attempts[attempt]
+                attempt.cancel()
 
     def give_back(self) -> None:
         """Release what waits."""
@@ -403,11 +418,23 @@ class Destination:
 
     async def _connect_to(self, host: Host, address: str) -> Sender:
         try:
-            return await self._connect(self.route, host, address)
+            return await self._attempt(host, address)
         except HostUnusable as error:
             if error.trouble.kind is not TroubleKind.TLS or host.tls.level is not TlsLevel.OPPORTUNISTIC:
                 raise
-        return await self._connect(self.route, replace(host, tls=replace(host.tls, level=TlsLevel.NONE)), address)
+        return await self._attempt(replace(host, tls=replace(host.tls, level=TlsLevel.NONE)), address)
+
+    async def _attempt(self, host: Host, address: str) -> Sender:
+        attempt = Deferred.fromCoroutine(self._connect(self.route, host, address))
+        self._attempts[attempt] = self._clock.seconds()
+        try:
+            return await attempt
+        except CancelledError:
+            if attempt in self._attempts:
+                raise
+            raise HostUnusable(_TOO_SLOW, Endpoint(host.name, address, host.port)) from None
+        finally:
+            self._attempts.pop(attempt, None)
 
     def _candidates(self) -> Iterator[tuple[Host, str]]:
         now = self._clock.seconds()

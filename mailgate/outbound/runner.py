@@ -41,6 +41,7 @@ from mailgate.outbound.plan import (
 from mailgate.outbound.schedule import Overdue, Schedule, overdue
 from mailgate.outbound.settler import Settler, Telling, Writing
 from mailgate.outbound.settling import Decided, decide, decide_done, decide_overdue, waiting_of
+from mailgate.outbound.slots import Slots
 from mailgate.outbound.transactions import transactions_of
 from mailgate.outbound.turns import MAX_HELD, Turns
 from mailgate.storage.errors import StorageUnavailable, reason_of
@@ -182,9 +183,9 @@ class QueueRunner:
         self._alive_claims: dict[int, int] = {}  # claims, and how many of their rows are held
         self._turns = Turns()
         self._destinations: dict[_Way, Destination] = {}
-        self._connections = 0
-        self._is_wanted = False  # whether a destination was refused another connection
-        self._is_offering = False
+        self._slots = Slots(
+            clock, settings.max_connections, destinations=self._destinations.values, sender_of=self._sender_of
+        )
         self._routes: OrderedDict[_Way, tuple[float, Route | NoRoute]] = OrderedDict()
         self._backed_off: dict[str, tuple[float, str]] = {}  # by route key: until when, and why
         self._trouble_times: dict[str, int] = {}
@@ -215,6 +216,7 @@ class QueueRunner:
     async def stop(self, seconds: float) -> None:
         """Begin nothing new; give what is under way so many seconds, and write what came of it."""
         self._is_stopping = True
+        self._slots.stop()
         if self._poll is not None and self._poll.active():
             self._poll.cancel()
         if self._ticking is not None:
@@ -465,24 +467,16 @@ class QueueRunner:
 
     def may_connect(self) -> bool:
         """Whether there may be another connection; it counts from now on."""
-        if self._connections >= self._settings.max_connections:
-            self._is_wanted = True
-            return False
-        self._connections += 1
-        return True
+        return self._slots.take()
 
     def connection_ended(self) -> None:
         """There is one connection less: another destination may have one."""
-        self._connections -= 1
-        if self._is_offering:
-            return  # a destination that was offered one could not use it
-        self._is_offering = True
-        while self._is_wanted and self._connections < self._settings.max_connections:
-            self._is_wanted = False
-            waiting = [destination for destination in self._destinations.values() if destination.waiting]
-            for destination in sorted(waiting, key=lambda each: each.connections):
-                destination.pump()
-        self._is_offering = False
+        self._slots.give()
+
+    def _sender_of(self, destination: Destination) -> str:
+        first = destination.first_waiting
+        held = None if first is None else self._held.get(first.recipients[0].queue_id)
+        return "" if held is None else held.row.sender
 
     def delivered(self, destination: Destination, message: OutgoingMessage, delivery: Delivery) -> None:
         """Take note of outcomes."""

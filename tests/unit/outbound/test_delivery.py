@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 from twisted.internet.defer import Deferred
-from twisted.internet.task import Clock
+from twisted.internet.task import Clock, deferLater
 from twisted.logger import capturedLogs
 
+from mailgate.outbound.connection import HostUnusable
 from mailgate.outbound.delivery import Limits
-from mailgate.outbound.plan import Trouble, TroubleKind
+from mailgate.outbound.plan import Endpoint, Host, Route, Trouble, TroubleKind
 from mailgate.outbound.runner import RunnerSettings
-from tests.support.queueing import CLOSING, TAKEN, FakeNet, FakeRows, runner_on
+from tests.support.queueing import CLOSING, STALLED, TAKEN, FakeNet, FakeRows, FakeSender, runner_on
 
 LOST = Trouble(TroubleKind.LOST, "The connection was lost", "4.4.2")
 
@@ -176,3 +177,33 @@ def test_connections_that_end_let_each_destination_that_waits_have_one() -> None
     assert sum(host.connects for host in net.hosts.values()) >= len(names)
     assert not [event for event in events if "log_failure" in event]
     Deferred.fromCoroutine(runner.stop(1.0))
+
+
+def test_hosts_that_say_nothing_do_not_keep_other_mail_waiting() -> None:
+    """All connections are being opened to hosts that are silent, which RFC 5321 allows for five minutes."""
+    clock = Clock()
+    clock.rightNow = 1_000_000.0
+    rows, net = FakeRows(clock.seconds), FakeNet(clock.seconds)
+
+    async def connect(route: Route, host: Host, address: str) -> FakeSender:
+        if host.name.startswith("mx.dead"):
+            await deferLater(clock, 300.0)
+            raise HostUnusable(STALLED, Endpoint(host.name, address, 25))
+        return await net.connect(route, host, address)
+
+    runner = runner_on(clock, rows, net, clock.seconds, connect=connect, settings=RunnerSettings(max_connections=5))
+    for number in range(100):
+        rows.add(f"dora@dead{number}.test", sender="newsletter")
+    runner.start()
+    clock.pump([0.1] * 10)
+    rows.add("emil@elsewhere.test")
+    runner.wake()
+    clock.pump([0.5] * 80)
+    assert net.host("mx.elsewhere.test").served == ["emil@elsewhere.test"]
+    clock.pump([0.5] * 100)
+    late = [attempt for attempt in rows.attempts if attempt.result == "deferred"]
+    assert 10 <= len(late) <= 15
+    assert {attempt.status for attempt in late} == {"4.4.2"}
+    Deferred.fromCoroutine(runner.stop(1.0))
+    clock.pump([0.1] * 20)
+    assert clock.getDelayedCalls() == []

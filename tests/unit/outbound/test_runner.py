@@ -474,13 +474,13 @@ def test_a_defect_of_the_router_leaves_no_row_held(world: World) -> None:
 def test_a_defect_that_stays_does_not_keep_the_runner_busy() -> None:
     """Where the destination had been in trouble before, its rows were given back and claimed again without a pause."""
     is_broken = False
+    world = World(connect=lambda *given: connect(*given))
 
     async def connect(*given: Any) -> FakeSender:
         if is_broken:
             raise RuntimeError("a fault")
         return await world.net.connect(*given)
 
-    world = World(connect=connect)
     world.net.host("mx.elsewhere.test").refuses = REFUSED
     world.rows.add("dora@elsewhere.test")
     world.start()
