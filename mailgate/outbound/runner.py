@@ -27,6 +27,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
+from mailgate.outbound.backoff import BackOffs
 from mailgate.outbound.content import Content, StoredContent, WholeContent
 from mailgate.outbound.delivery import Destination, Limits
 from mailgate.outbound.plan import (
@@ -46,7 +47,7 @@ from mailgate.outbound.transactions import transactions_of
 from mailgate.outbound.turns import MAX_HELD, Turns
 from mailgate.storage.errors import StorageUnavailable, reason_of
 from mailgate.storage.queue import CHANNEL
-from mailgate.storage.settlement import DestinationNews, Kept, Lease
+from mailgate.storage.settlement import Kept, Lease
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
@@ -187,8 +188,11 @@ class QueueRunner:
             clock, settings.max_connections, destinations=self._destinations.values, sender_of=self._sender_of
         )
         self._routes: OrderedDict[_Way, tuple[float, Route | NoRoute]] = OrderedDict()
-        self._backed_off: dict[str, tuple[float, str]] = {}  # by route key: until when, and why
-        self._trouble_times: dict[str, int] = {}
+        self._back_offs = BackOffs(
+            time,
+            first_seconds=settings.back_off_first_seconds,
+            longest_seconds=settings.back_off_longest_seconds,
+        )
         self._settler = Settler(clock, rows, telling, original=self._original, settled=self._forget, usage=usage)
         self._is_sending_wanted = False  # whether a destination was refused another message
         self._is_claiming = False
@@ -300,7 +304,7 @@ class QueueRunner:
                 number,
                 at_most=at_most,
                 per_destination=bound,
-                skipped=[*turns.full_destinations(bound), *self._left_alone()],
+                skipped=[*turns.full_destinations(bound), *self._back_offs.left_alone()],
                 skipped_senders=turns.full_senders(),
                 after_sender=turns.after_sender,
                 after_domains=turns.after_domains,
@@ -312,11 +316,6 @@ class QueueRunner:
             self._is_woken = True
         turns.take(rows)
         self._hand_over(self._take(number, rows))
-
-    def _left_alone(self) -> list[str]:
-        """Destinations that are left alone, be it written already or not."""
-        now = self._time()
-        return [key for key, (until, _) in self._backed_off.items() if until > now]
 
     def _new_claim(self) -> int:
         number = self._claims.next()
@@ -429,12 +428,12 @@ class QueueRunner:
         for way, (route, rows) in known.items():
             for row in rows:
                 self._held[row.id].destination = route.key
-            until = self._backed_off.get(route.key, (0.0, ""))[0]
+            until = self._back_offs.until(route.key)
             if self._is_stopping:
                 for row in rows:
                     self._let_go(self._held[row.id])
                 continue
-            if until > self._time():
+            if until is not None:
                 for row in rows:
                     self._postpone(self._held[row.id], until)
                 continue
@@ -488,9 +487,7 @@ class QueueRunner:
 
     def released(self, destination: Destination, message: OutgoingMessage) -> None:
         """Have rows wait that were not tried, until their destination is."""
-        until = self._backed_off.get(destination.route.key, (0.0, ""))[0]
-        if until <= self._time():
-            until = self._time() + _PAUSED_SECONDS
+        until = self._back_offs.until(destination.route.key) or self._time() + _PAUSED_SECONDS
         for recipient in message.recipients:
             held = self._held.get(recipient.queue_id)
             if held is None:
@@ -502,15 +499,9 @@ class QueueRunner:
 
     def is_in_trouble(self, destination: Destination, trouble: Trouble) -> None:
         """Leave the destination alone for a while."""
-        settings = self._settings
         key = destination.route.key
-        times = self._trouble_times.get(key, 0)
-        self._trouble_times[key] = times + 1
-        seconds = min(settings.back_off_first_seconds * 2.0 ** min(times, 30), settings.back_off_longest_seconds)
-        self._backed_off[key] = (self._time() + seconds, trouble.reply)
-        self._settler.destination(
-            DestinationNews(key, trouble.reply, settings.back_off_first_seconds, settings.back_off_longest_seconds)
-        )
+        seconds, news = self._back_offs.fail(key, trouble.reply)
+        self._settler.destination(news)
         log.info(
             "{destination} is left alone for {seconds} s: {reply}",
             destination=key,
@@ -520,11 +511,9 @@ class QueueRunner:
 
     def is_well(self, destination: Destination) -> None:
         """A host has taken a message."""
-        key = destination.route.key
-        if key in self._trouble_times:
-            del self._trouble_times[key]
-            self._backed_off.pop(key, None)
-            self._settler.destination(DestinationNews(key, None))
+        news = self._back_offs.recover(destination.route.key)
+        if news is not None:
+            self._settler.destination(news)
 
     # ------------------------------------------------------------ outcomes
 
@@ -546,13 +535,13 @@ class QueueRunner:
     def _postpone(self, held: _Held, due_at: float) -> None:
         """Have a row wait until its destination is tried again, or give it up where its time is over."""
         row, lease, now = held.row, held.lease, self._time()
-        backed_off_until, reason = self._backed_off.get(held.destination or "", (0.0, ""))
-        is_left_alone = backed_off_until > now
+        key = held.destination or ""
+        is_left_alone = self._back_offs.until(key) is not None
         schedule = self._settings.schedule
-        if is_left_alone and row.domain == held.destination:
+        if is_left_alone and row.domain == key:
             self._let_go(held)  # it stays ready; nobody claims it meanwhile, and `_claim_overdue` sees to its end
         elif is_left_alone and not self._is_in_grace and overdue(schedule, waiting_of(row), now) is Overdue.EXPIRED:
-            self._decide(held, decide_overdue(row, lease, schedule, now, reason))
+            self._decide(held, decide_overdue(row, lease, schedule, now, self._back_offs.reason(key)))
         else:
             longest = now + self._settings.back_off_longest_seconds
             self._decide(held, Decided(Kept(lease, min(due_at, longest))))
@@ -601,15 +590,10 @@ class QueueRunner:
 
     async def _look_at_destinations(self) -> None:
         """What other nodes and operators say of destinations counts here too."""
-        before = self._left_alone()
-        states = await self._rows.destinations()
-        self._trouble_times = {state.name: state.failures for state in states if state.failures}
-        self._backed_off = {
-            state.name: (math.inf if state.is_paused else state.backed_off_until or 0.0, state.reason or "It is paused")
-            for state in states
-        }
-        left_alone = self._left_alone()
-        for way, destination in self._destinations.items():
+        before = self._back_offs.left_alone()
+        self._back_offs.adopt(await self._rows.destinations())
+        left_alone = self._back_offs.left_alone()
+        for way, destination in tuple(self._destinations.items()):
             if way[0] in left_alone:
                 destination.give_back()
             elif way[0] in before:
@@ -638,9 +622,8 @@ class QueueRunner:
                 raise
             self._turns.hold(rows)
             for row in self._take(number, rows):
-                backed_off = self._backed_off.get(row.domain)
-                reason = None if backed_off is None else backed_off[1]
                 held = self._held[row.id]
+                reason = self._back_offs.reason(row.domain)
                 self._decide(held, decide_overdue(row, held.lease, schedule, self._time(), reason))
             if len(rows) < _OVERDUE_ROWS:
                 return
@@ -650,8 +633,4 @@ class QueueRunner:
         for way, destination in tuple(self._destinations.items()):
             if destination.is_idle:
                 del self._destinations[way]
-        now = self._time()
-        for key, (until, _) in tuple(self._backed_off.items()):
-            if until + self._settings.back_off_longest_seconds < now:
-                del self._backed_off[key]
-                self._trouble_times.pop(key, None)
+        self._back_offs.prune()
