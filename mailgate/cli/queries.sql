@@ -491,8 +491,9 @@ WHERE q.id IN (SELECT queue_selected(%(messages)s, %(recipient)s, %(domain)s, %(
 -- retry_destinations: whose back-off ends with that
 UPDATE destination d SET backed_off_until = now(), changed_at = now()
 WHERE d.backed_off_until > now()
-  AND d.name IN (SELECT q.domain FROM queue q
-                 WHERE q.id IN (SELECT queue_selected(%(messages)s, %(recipient)s, %(domain)s, %(sender)s)));
+  AND (num_nonnulls(%(messages)s, %(recipient)s::text, %(domain)s::text, %(sender)s::text) = 0  -- smarthosts too
+       OR d.name IN (SELECT q.domain FROM queue q
+                     WHERE q.id IN (SELECT queue_selected(%(messages)s, %(recipient)s, %(domain)s, %(sender)s))));
 
 -- hold_queue: don't send for now
 UPDATE queue q SET is_held = true

@@ -276,7 +276,10 @@ def show(invocation: Invocation, message_id: int, as_json: bool) -> None:
 @_changing
 @pass_invocation
 def retry(invocation: Invocation, selection: Selection) -> None:
-    """Try again now; destinations that are in trouble are tried too."""
+    """Try again now; destinations that are in trouble are tried too.
+
+    A smarthost in trouble is tried with --all, or after `queue resume`.
+    """
     with invocation.database() as database:
         database.run("retry_destinations", **selection.parameters())
         changed = database.run("retry_queue", **selection.parameters())

@@ -97,6 +97,19 @@ def test_a_retry_makes_it_due_and_ends_the_back_off(mailgate: Command) -> None:
     assert query(mailgate.dsn, "SELECT backed_off_until <= now() FROM mailgate.destination") == [(True,)]
 
 
+def test_a_retry_of_all_ends_the_back_off_of_smarthosts_too(mailgate: Command) -> None:
+    """No row names the smarthost that it goes to."""
+    query(
+        mailgate.dsn,
+        "INSERT INTO mailgate.destination (name, backed_off_until, failures)"
+        " VALUES ('relay.example.net:587', now() + interval '1 hour', 3)",
+    )
+    mailgate.ok("queue", "retry", "--domain", "elsewhere.test")
+    assert query(mailgate.dsn, "SELECT backed_off_until <= now() FROM mailgate.destination") == [(False,)]
+    mailgate.ok("queue", "retry", "--all")
+    assert query(mailgate.dsn, "SELECT backed_off_until <= now() FROM mailgate.destination") == [(True,)]
+
+
 def test_what_is_held_stays_until_it_is_released(mailgate: Command) -> None:
     mailgate.ok("queue", "hold", "--recipient", "dora@elsewhere.test")
     (record,) = mailgate.json("queue", "list", "--recipient", "dora@elsewhere.test")
