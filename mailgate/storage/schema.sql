@@ -412,9 +412,9 @@ CREATE TABLE queue (
     message_id bigint NOT NULL REFERENCES message,
     recipient text NOT NULL,
     recipient_position integer,
-    domain text NOT NULL,
+    domain text NOT NULL CHECK (domain <> ''),  -- turns begin behind ''
     reverse_path text NOT NULL,
-    sender text NOT NULL,
+    sender text NOT NULL CHECK (sender <> ''),  -- likewise
     notify text[],
     orcpt text,
     ret text,
