@@ -28,8 +28,8 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from mailgate.outbound.backoff import BackOffs
-from mailgate.outbound.content import Content, StoredContent, WholeContent
 from mailgate.outbound.delivery import Destination, Limits
+from mailgate.outbound.holding import Holding
 from mailgate.outbound.plan import (
     Delivery,
     Endpoint,
@@ -44,7 +44,6 @@ from mailgate.outbound.settler import Settler, Telling, Writing
 from mailgate.outbound.settling import Decided, decide, decide_done, decide_overdue, waiting_of
 from mailgate.outbound.slots import Slots
 from mailgate.outbound.transactions import transactions_of
-from mailgate.outbound.turns import MAX_HELD, Turns
 from mailgate.storage.errors import StorageUnavailable, reason_of
 from mailgate.storage.queue import CHANNEL
 from mailgate.storage.settlement import Kept, Lease
@@ -57,7 +56,9 @@ if TYPE_CHECKING:
     from twisted.internet.interfaces import IDelayedCall, IReactorTime
     from twisted.python.failure import Failure
 
+    from mailgate.outbound.content import Content
     from mailgate.outbound.delivery import Sender
+    from mailgate.outbound.holding import Held
     from mailgate.outbound.plan import Host, Trouble
     from mailgate.storage.queue import DestinationState, QueuedRow
 
@@ -129,19 +130,6 @@ class RunnerSettings:
     back_off_longest_seconds: float = 3600.0
 
 
-class _Held:
-    """A row that is ours."""
-
-    __slots__ = ("content", "destination", "is_decided", "lease", "row")
-
-    def __init__(self, row: QueuedRow, lease: Lease, content: Content) -> None:
-        self.row = row
-        self.lease = lease
-        self.content = content
-        self.destination: str | None = None  # by the key of its route; None while that is looked for
-        self.is_decided = False
-
-
 _Way = tuple[str, bool, bool]  # domain or route key, requires_tls, tls_is_optional
 
 
@@ -180,9 +168,7 @@ class QueueRunner:
         self._time = time
         self._failed = failed
 
-        self._held: dict[int, _Held] = {}
-        self._alive_claims: dict[int, int] = {}  # claims, and how many of their rows are held
-        self._turns = Turns()
+        self._held = Holding(rows.piece)
         self._destinations: dict[_Way, Destination] = {}
         self._slots = Slots(
             clock, settings.max_connections, destinations=self._destinations.values, sender_of=self._sender_of
@@ -234,7 +220,7 @@ class QueueRunner:
             await stopped
         if patience.active():
             patience.cancel()
-        for held in tuple(self._held.values()):
+        for held in self._held:
             if held.destination is None:
                 self._let_go(held)
         if not await self._settler.drain(max(deadline - self._clock.seconds(), 1.0)):
@@ -282,8 +268,8 @@ class QueueRunner:
         """Claim until there is nothing more, or no room."""
         try:
             while self._is_woken and not self._is_stopping:
-                room = MAX_HELD - len(self._held)
-                if room < _CLAIM_ROWS // 2 or not self._turns.has_room_for_contents:
+                room = self._held.room
+                if not self._has_room:
                     break  # whoever makes room wakes us
                 await self._claim(min(room, _CLAIM_ROWS))
         except StorageUnavailable as error:
@@ -297,7 +283,7 @@ class QueueRunner:
         """Claim once; we stay awake while there may be more."""
         number = self._new_claim()
         self._is_woken = False
-        turns = self._turns
+        turns = self._held.turns
         bound = turns.per_destination(self._settler.rows_per_second)
         try:
             rows = await self._rows.claim(
@@ -310,49 +296,21 @@ class QueueRunner:
                 after_domains=turns.after_domains,
             )
         except BaseException:
-            del self._alive_claims[number]
+            self._held.give_up(number)
             raise
         if rows:
             self._is_woken = True
-        turns.take(rows)
-        self._hand_over(self._take(number, rows))
+        self._hand_over(self._held.take(number, rows, is_in_turn=True))
 
     def _new_claim(self) -> int:
         number = self._claims.next()
-        self._alive_claims[number] = 0
+        self._held.begin(number)
         return number
 
-    def _take(self, claim: int, rows: Sequence[QueuedRow]) -> list[QueuedRow]:
-        """Hold rows; gives those that were not held."""
-        contents: dict[int, Content] = {}
-        taken = []
-        for row in rows:
-            content = contents.get(row.message_id)
-            if content is None:
-                content = contents[row.message_id] = self._content_of(row)
-            if row.id in self._held:
-                # Others have ended its lease: they took us for dead, say. It is under way all the same, and to begin it
-                # again would send it twice. The lease that came now ends with its claim.
-                self._turns.give(row)
-                continue
-            self._held[row.id] = _Held(row, Lease(row.id, claim), content)
-            taken.append(row)
-        if taken:
-            self._alive_claims[claim] = len(taken)
-        else:
-            del self._alive_claims[claim]
-        return taken
-
-    def _content_of(self, row: QueuedRow) -> Content:
-        trace = bytes(row.trace or b"")
-        if row.content is not None:
-            return WholeContent(trace, row.content)
-        message_id = row.message_id
-
-        async def read(number: int) -> bytes:
-            return await self._rows.piece(message_id, number)
-
-        return StoredContent(trace, row.size_octets, read)
+    @property
+    def _has_room(self) -> bool:
+        """Whether it is worth while to claim."""
+        return self._held.room >= _CLAIM_ROWS // 2 and self._held.turns.has_room_for_contents
 
     def _poll_later(self) -> None:
         if self._is_stopping:
@@ -517,22 +475,22 @@ class QueueRunner:
 
     # ------------------------------------------------------------ outcomes
 
-    def _outcome(self, held: _Held, outcome: RecipientOutcome, delivery: Delivery, *, is_final: bool = False) -> None:
+    def _outcome(self, held: Held, outcome: RecipientOutcome, delivery: Delivery, *, is_final: bool = False) -> None:
         schedule = self._settings.schedule
         self._decide(held, decide(held.row, held.lease, outcome, delivery, schedule, self._random, is_final=is_final))
         if outcome.result is Result.FAILED and outcome.is_remote:
             self._failed(held.row.recipient, outcome.status, outcome.reply)
 
-    def _decide(self, held: _Held, decided: Decided) -> None:
+    def _decide(self, held: Held, decided: Decided) -> None:
         """What becomes of a row is known; once only."""
         if not held.is_decided:
             held.is_decided = True
             self._settler.decided(decided)
 
-    def _let_go(self, held: _Held) -> None:
+    def _let_go(self, held: Held) -> None:
         self._decide(held, Decided(Kept(held.lease)))
 
-    def _postpone(self, held: _Held, due_at: float) -> None:
+    def _postpone(self, held: Held, due_at: float) -> None:
         """Have a row wait until its destination is tried again, or give it up where its time is over."""
         row, lease, now = held.row, held.lease, self._time()
         key = held.destination or ""
@@ -553,16 +511,8 @@ class QueueRunner:
     def _forget(self, leases: Sequence[Lease]) -> None:
         """These rows are ours no longer."""
         for lease in leases:
-            held = self._held.pop(lease.queue_id, None)
-            if held is None:
-                continue
-            self._turns.give(held.row)
-            left = self._alive_claims[lease.claim] - 1
-            if left:
-                self._alive_claims[lease.claim] = left
-            else:
-                del self._alive_claims[lease.claim]
-        if len(self._held) <= MAX_HELD - _CLAIM_ROWS // 2 and self._turns.has_room_for_contents:
+            self._held.drop(lease)
+        if self._has_room:
             self.wake()
         if self._is_sending_wanted and not self._settler.is_behind:
             self._is_sending_wanted = False
@@ -577,7 +527,7 @@ class QueueRunner:
             try:
                 began = self._clock.seconds()
                 is_steady = began - self._renewed_at < _STEADY_SECONDS
-                self._dead = await self._rows.renew(list(self._alive_claims), self._dead, is_steady=is_steady)
+                self._dead = await self._rows.renew(self._held.claims, self._dead, is_steady=is_steady)
                 self._renewed_at = began
                 await self._look_at_destinations()
                 await self._claim_overdue()
@@ -608,7 +558,7 @@ class QueueRunner:
         if self._is_in_grace:
             return
         schedule = self._settings.schedule
-        while not self._is_stopping and len(self._held) < MAX_HELD:
+        while not self._is_stopping and self._held.room > 0:
             number = self._new_claim()
             try:
                 rows = await self._rows.claim_overdue(
@@ -618,10 +568,9 @@ class QueueRunner:
                     at_most=_OVERDUE_ROWS,
                 )
             except BaseException:
-                del self._alive_claims[number]
+                self._held.give_up(number)
                 raise
-            self._turns.hold(rows)
-            for row in self._take(number, rows):
+            for row in self._held.take(number, rows, is_in_turn=False):
                 held = self._held[row.id]
                 reason = self._back_offs.reason(row.domain)
                 self._decide(held, decide_overdue(row, held.lease, schedule, self._time(), reason))

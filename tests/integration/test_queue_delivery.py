@@ -7,6 +7,7 @@ from typing import Any
 
 from twisted.internet.defer import Deferred, gatherResults
 
+from mailgate.outbound.holding import Holding
 from mailgate.outbound.runner import QueueRunner
 from mailgate.storage.queue import Queue, queue_setup
 from tests.support import messages
@@ -131,15 +132,16 @@ class DeliveryTests(QueueTestCase):
     async def test_a_large_message_is_read_in_pieces(self) -> None:
         octets = b"Subject: large\r\n\r\n" + b"0123456789abcdef" * 4094 + b"\r\n"
         octets += b"x" * 3_000_000 + b"\r\n"
-        runner = await self.runner()
         await self.accept("dora@elsewhere.test", octets=octets)
         await self.accept("emil@elsewhere.test", octets=octets[:700_000])
         got: dict[int, bytes] = {}
-        rows = await (await self.queue(2)).claim(7, at_most=10, per_destination=10)
+        queue = await self.queue(2)
+        rows = await queue.claim(7, at_most=10, per_destination=10)
         assert [row.content for row in rows] == [None, None]
-        runner._take(7, rows)
+        holding = Holding(queue.piece)
+        holding.take(7, rows, is_in_turn=True)
         for row in rows:
-            content = runner._held[row.id].content
+            content = holding[row.id].content
             pieces: list[bytes] = []
             while True:
                 piece = content.piece(len(pieces))
@@ -151,7 +153,6 @@ class DeliveryTests(QueueTestCase):
             assert max(map(len, pieces)) <= 256 * 1024
         top = TRACE.partition(b"\r\n")[2]
         assert list(got.values()) == [top + octets, top + octets[:700_000]]
-        runner._held.clear()
 
 
 class AcceptanceTests(QueueTestCase):
