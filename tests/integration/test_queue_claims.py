@@ -167,15 +167,16 @@ class ClaimTests(ClaimTestCase):
 
     async def test_very_many_destinations_in_trouble_keep_no_others_from_their_turn(self) -> None:
         """Neither those of the same sender nor those of the next."""
-        self.fill_domains("newsletter", 12_000)
+        self.fill_domains("newsletter", 8_000)
         self.fill("newsletter", "well.test", 1)
         self.fill("zoe", "well.test", 1)
         self.query("VACUUM ANALYZE queue")
         queue = await self.queue()
         began = time.monotonic()
         rows = await self.claim(queue, 1)
+        seconds = time.monotonic() - began
         assert sorted(row.sender for row in rows) == ["newsletter", "zoe"]
-        assert time.monotonic() - began < 2.0
+        assert seconds < 2.0  # 0.1 as a rule: the names of what is away are looked up, not gone through
 
     async def test_more_destinations_in_trouble_than_a_claim_passes_over_delay_others_only(self) -> None:
         self.fill_domains("newsletter", 25_000)
