@@ -12,7 +12,8 @@ Any number of runners, on any nodes, share a queue; see `mailgate.storage.queue`
 A stop is clean: nothing new is begun, what is under way gets a while, what came of it is written, and what has not been
 tried is given back.
 
-Not here: connections and hosts (`mailgate.outbound.delivery`), what an outcome means (`mailgate.outbound.settling`).
+Not here: the rows that are held (`mailgate.outbound.holding`), what is left alone (`mailgate.outbound.backoff`),
+connections and hosts (`mailgate.outbound.delivery`), what an outcome means (`mailgate.outbound.settling`).
 """
 
 from __future__ import annotations

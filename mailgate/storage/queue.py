@@ -17,10 +17,10 @@ where a connection was lost behind the final dot (RFC 5321 section 6.1, RFC 1047
 costs nothing: what an instance has to say waits in its memory, and its lease with it. Meanwhile it sends nothing new:
 should it alone be cut off from the database, the others take it for dead, and what it could not write of is sent again.
 
-A lease lasts for `LEASE_SECONDS` and is renewed while the instance is at it. Others end it when that time is over, or
-when the instance has been seen dead twice: its advisory lock is gone (`instance_is_alive`). Each claim has a number,
-which every word about its rows carries. So a word that comes late, or is repeated because the answer to it was lost,
-changes nothing.
+A lease lasts for `LEASE_SECONDS` by the server's clock, and is renewed while the instance is at it. Others end it when
+that time is over, or when the instance has been seen dead twice: its advisory lock is gone (`instance_is_alive`). Each
+claim has a number, which every word about its rows carries. So a word that comes late, or is repeated because the answer
+to it was lost, changes nothing.
 
 Not here: when a row is due again, and whether its sender is told (`mailgate.outbound.schedule`); what is sent where
 (`mailgate.outbound.delivery`).
