@@ -1,4 +1,4 @@
-"""`python -m benchmarks` (`make bench`) measures everything; `profile` and `signing` behind it look at less, closer."""
+"""`python -m benchmarks` (`make bench`) measures everything; `profile`, `signing` and `drain` look at less, closer."""
 
 from __future__ import annotations
 
@@ -24,7 +24,18 @@ from benchmarks.gate import Gate
 from benchmarks.machine import description, make_certificate
 from benchmarks.measure import set_priority
 from benchmarks.postfix import Postfix
-from benchmarks.report import CASE_COLUMNS, CaseResult, Results, case_rows, goals, markdown
+from benchmarks.report import (
+    CASE_COLUMNS,
+    DRAINED_COLUMNS,
+    SIGNED_COLUMNS,
+    CaseResult,
+    Results,
+    case_rows,
+    drained_rows,
+    goals,
+    markdown,
+    signed_rows,
+)
 from benchmarks.server import MAILBOX, LeftOut, ServerFailed
 
 if TYPE_CHECKING:
@@ -35,6 +46,8 @@ if TYPE_CHECKING:
 
 _IDLE_PLAIN, _IDLE_TLS = 2000, 500
 _MEMORY_TOPICS = ("memory-idle-plain", "memory-idle-tls", "memory-big-1", "memory-big-1000")
+_SENDING_TOPICS = ("signing", "drain")
+_DRAINED_MESSAGES = 20_000
 
 console = Console(width=150 if not sys.stdout.isatty() else None, highlight=False)
 
@@ -204,41 +217,33 @@ def profile_command(folder: Path | None, case_name: str, seconds: int, output: P
 @main.command("signing")
 def signing_command() -> None:
     """Time signatures by the library `cryptography`, and dkimpy's beside them. Goal: 1 ms for both of 4 KB."""
-    table = Table("message", "what", "ms each", "longest step, ms", box=None)
-    for row in signing.rows():
-        longest = "" if row.longest_step is None else f"{row.longest_step:.1f}"
-        table.add_row(row.size, row.what, f"{row.milliseconds:.2f}", longest)
-    console.print(table)
+    _print(SIGNED_COLUMNS, signed_rows(signing.rows()))
 
 
 @main.command("drain")
-@click.option("--messages", type=click.IntRange(100), default=20_000, show_default=True)
+@click.option("--messages", type=click.IntRange(100), default=_DRAINED_MESSAGES, show_default=True)
 @click.option("--rounds", type=click.IntRange(1), default=1, show_default=True, help="Ours, Postfix, ours, Postfix.")
 @click.option("--no-postfix", is_flag=True, help="Leave the reference out.")
 @click.pass_obj
 def drain_command(folder: Path | None, messages: int, rounds: int, no_postfix: bool) -> None:
     """Time how long a full queue of signed 4 KB messages takes to reach smtp-sink. Goal: 1.5 times Postfix."""
     _end_on_sigterm()
-    table = Table("round", "what", "messages/s", "seconds", "us of CPU each", "of it the database's", box=None)
+    found = []
     with _folder(folder) as place:
         try:
             for number in range(1, rounds + 1):
-                for row in drain.rows(place / f"{number}", messages, has_postfix=not no_postfix):
-                    table.add_row(
-                        f"{number}",
-                        row.what,
-                        f"{row.messages / row.seconds:.0f}",
-                        f"{row.seconds:.1f}",
-                        f"{(row.cpu.server + row.cpu.database) / row.messages * 1e6:.0f}",
-                        f"{row.cpu.database / row.messages * 1e6:.0f}",
-                    )
+                found += drained_rows(number, drain.rows(place / f"{number}", messages, has_postfix=not no_postfix))
         except (LeftOut, ServerFailed) as error:
             raise click.ClickException(str(error)) from error
-    console.print(table)
+    _print(DRAINED_COLUMNS, found)
 
 
 def _wanted(only: tuple[str, ...], *, is_quick: bool) -> list[str]:
-    names = [*(case.name for case in (*throughput.cases(), *throughput.checked_cases())), *_MEMORY_TOPICS]
+    names = [
+        *(case.name for case in (*throughput.cases(), *throughput.checked_cases())),
+        *_MEMORY_TOPICS,
+        *_SENDING_TOPICS,
+    ]
     if only:
         return [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in only)]
     return [name for name in names if name in _QUICK_CASES or name in _MEMORY_TOPICS] if is_quick else names
@@ -270,6 +275,23 @@ def _run(
         _measure_checked(
             place, checked, results, rounds or extent.rounds, postfix_parameters, haraka_modules, certificate, key
         )
+    if "signing" in wanted:
+        results.signed += signing.rows()
+        _print(SIGNED_COLUMNS, signed_rows(results.signed))
+    if "drain" in wanted:
+        _measure_drain(place, results, rounds or 1, has_postfix=postfix_parameters is not None)
+
+
+def _measure_drain(place: Path, results: Results, rounds: int, *, has_postfix: bool) -> None:
+    """A full queue, and the reference's beside it in the same run."""
+    for number in range(1, rounds + 1):
+        try:
+            found = drain.rows(place / f"drain-{number}", _DRAINED_MESSAGES, has_postfix=has_postfix)
+        except (LeftOut, ServerFailed) as why:
+            results.left_out.append(f"drain ({why})")
+            return
+        results.drained.append(found)
+        _print(DRAINED_COLUMNS, drained_rows(number, found))
 
 
 def _measure_checked(
@@ -407,6 +429,13 @@ def _say(results: Results) -> None:
         for one in found:
             table.add_row(one.what, one.aim, one.found, "yes" if one.is_met else "no")
         console.print(table)
+
+
+def _print(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    table = Table(*columns, box=None)
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
 
 
 def _table_of(rows: list[tuple[str, ...]]) -> str:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from benchmarks import drain, signing
     from benchmarks.memory import BigMessage, IdleSessions
     from benchmarks.throughput import Case, Figures, Latency
 
@@ -54,6 +55,8 @@ class Results:
     cases: list[CaseResult] = field(default_factory=list)
     idle: list[IdleSessions] = field(default_factory=list)
     big: list[BigMessage] = field(default_factory=list)
+    signed: list[signing.Row] = field(default_factory=list)
+    drained: list[list[drain.Row]] = field(default_factory=list)  # by round: ours, and the reference's
     left_out: list[str] = field(default_factory=list)
 
     def as_json(self) -> dict[str, object]:
@@ -72,6 +75,8 @@ class Results:
             ],
             "idle": [asdict(one) for one in self.idle],
             "big": [{"times_size": one.times_size, **asdict(one)} for one in self.big],
+            "signed": [asdict(one) for one in self.signed],
+            "drained": [[asdict(one) for one in rows] for rows in self.drained],
             "left_out": self.left_out,
         }
 
@@ -100,6 +105,8 @@ CASE_COLUMNS = (
     "others",
     "ratio",
 )
+SIGNED_COLUMNS = ("message", "signed with", "ms each", "longest step, ms")
+DRAINED_COLUMNS = ("round", "queue of", "messages", "messages/s", "seconds", "us of CPU each", "of it the database's")
 
 
 def case_rows(result: CaseResult) -> list[tuple[str, ...]]:
@@ -137,9 +144,38 @@ def case_rows(result: CaseResult) -> list[tuple[str, ...]]:
     return rows
 
 
+def signed_rows(rows: list[signing.Row]) -> list[tuple[str, ...]]:
+    """A row a size and way of signing."""
+    return [
+        (
+            row.size,
+            row.what,
+            f"{row.milliseconds:.2f}",
+            "" if row.longest_step is None else f"{row.longest_step:.1f}",
+        )
+        for row in rows
+    ]
+
+
+def drained_rows(number: int, rows: list[drain.Row]) -> list[tuple[str, ...]]:
+    """A row a server, of that round."""
+    return [
+        (
+            f"{number}",
+            row.what,
+            f"{row.messages}",
+            f"{row.messages / row.seconds:.0f}",
+            f"{row.seconds:.1f}",
+            f"{(row.cpu.server + row.cpu.database) / row.messages * 1e6:.0f}",
+            f"{row.cpu.database / row.messages * 1e6:.0f}",
+        )
+        for row in rows
+    ]
+
+
 def goals(results: Results) -> list[Goal]:
     """What was aimed at, for all that this run measured."""
-    found: list[Goal] = []
+    found: list[Goal] = _goals_of_sending(results)
     by_name = {one.case.name: one for one in results.cases if one.ours}
     for name, aim in (
         ("4KB-20-one-plain", 4.0),
@@ -186,6 +222,22 @@ def goals(results: Results) -> list[Goal]:
     return found
 
 
+def _goals_of_sending(results: Results) -> list[Goal]:
+    found: list[Goal] = []
+    if results.signed:
+        both = results.signed[0]
+        what = f"ms to sign {both.size} with {both.what}"
+        found.append(Goal(what, "<= 1", f"{both.milliseconds:.2f}", both.milliseconds <= 1))
+        longest = max(row.longest_step for row in results.signed if row.longest_step is not None)
+        found.append(Goal("longest step of signing, ms", "<= 100", f"{longest:.1f}", longest <= 100))
+    # Both have as many messages, so that the ratio of the times is that of the rates.
+    ratios = [rows[1].seconds / rows[0].seconds for rows in results.drained if len(rows) > 1]
+    if ratios:
+        ratio = statistics.median(ratios)
+        found.append(Goal("messages/s to Postfix's from a full queue", ">= 1.5", f"{ratio:.2f}", ratio >= 1.5))
+    return found
+
+
 def markdown(results: Results) -> str:
     """The whole result as a page."""
     lines = [
@@ -203,6 +255,11 @@ def markdown(results: Results) -> str:
     rows = [row for one in results.cases for row in case_rows(one)]
     if rows:
         lines += _markdown_table(CASE_COLUMNS, rows)
+    if results.signed:
+        lines += _markdown_table(SIGNED_COLUMNS, signed_rows(results.signed))
+    if results.drained:
+        drained = [row for number, rows in enumerate(results.drained, 1) for row in drained_rows(number, rows)]
+        lines += _markdown_table(DRAINED_COLUMNS, drained)
     lines += [f"Left out: {what}." for what in results.left_out]
     return "\n".join(lines).rstrip() + "\n"
 
