@@ -19,8 +19,8 @@ should it alone be cut off from the database, the others take it for dead, and w
 
 A lease lasts for `LEASE_SECONDS` by the server's clock, and is renewed while the instance is at it. Others end it when
 that time is over, or when the instance has been seen dead twice: its advisory lock is gone (`instance_is_alive`). Each
-claim has a number, which every word about its rows carries. So a word that comes late, or is repeated because the answer
-to it was lost, changes nothing.
+claim has a number, which every word about its rows carries. So a word that comes late, or is repeated because the
+answer to it was lost, changes nothing.
 
 Not here: when a row is due again, and whether its sender is told (`mailgate.outbound.schedule`); what is sent where
 (`mailgate.outbound.delivery`).
