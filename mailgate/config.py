@@ -382,12 +382,20 @@ def reloadable_differences(old: Config, new: Config) -> tuple[str, ...]:
     return tuple(key for key in found if key not in _RELOADED_KEYS)
 
 
-_RELOADED = frozenset({"tls", "limits", "tolerate", "policies", "deadlines"})
+_RELOADED = frozenset({"tls", "limits", "tolerate", "policies", "deadlines", "routes"})
 _RELOADED_KEYS = frozenset(
     {
         "authserv_id",
         "dns.servers",
         "dns.spare_loopback",
+        "outbound.port",
+        "outbound.families",
+        "outbound.allows_private_addresses",
+        "outbound.tls",
+        "outbound.dane",
+        "outbound.connections_per_destination",
+        "outbound.messages_per_connection",
+        "outbound.messages_per_second",
         "submission.messages_per_day",
         "submission.recipients_per_day",
         "authentication.failures_per_network",

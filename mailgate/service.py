@@ -47,7 +47,7 @@ from mailgate.dns.resolver import CachingResolver
 from mailgate.ids import IdGenerator
 from mailgate.listener import MailFactory
 from mailgate.notify import Notifier
-from mailgate.outbound.node import NodeDelivery
+from mailgate.outbound.node import DeliverySettings, NodeDelivery
 from mailgate.policy.arc import ArcPolicy
 from mailgate.policy.chain import Chain, Member
 from mailgate.policy.fingerprint import PolicyConfiguration, configuration_of
@@ -284,10 +284,7 @@ class MailgateService(MultiService):
     async def _open_delivery(self, dsn: str, instance_number: int, ids: IdGenerator) -> NodeDelivery:
         """What takes mail from the queue to other hosts."""
         assert self._directory is not None  # noqa: S101  # made by _open_database
-        try:
-            settings = delivery_settings(self._config)
-        except OSError as error:
-            raise StartFailed(f"the password for a route can't be read: {error}") from error
+        settings = _delivery_settings(self._config)
         delivery = NodeDelivery(
             self._reactor,
             dsn,
@@ -554,6 +551,11 @@ class MailgateService(MultiService):
             config = load_config(self._config.file)
             tls = _load_tls(config)
             chain = self._make_chain(config)
+            delivery = _delivery_settings(config)
+        except StartFailed as error:
+            self._log.error("{fault}", fault=str(error))
+            self._reloaded("A password can't be read: the old settings stay in force")
+            return
         except ConfigError as error:
             for fault in error.faults:
                 self._log.error("{fault}", fault=str(fault))
@@ -580,6 +582,8 @@ class MailgateService(MultiService):
             self._senders.forget()
         if self._accounts is not None:
             self._accounts.guard.bounds = ban_bounds(config)
+        if self._delivery is not None:
+            self._delivery.use(delivery)
         for listener in config.listeners:
             known = self._factories.get(listener.name)
             if known is not None:
@@ -602,6 +606,14 @@ WITH wanted AS (
 INSERT INTO mailgate.mailbox (domain_id, local_part)
 SELECT made.id, wanted.local_part FROM wanted JOIN made ON made.name = wanted.domain
 """
+
+
+def _delivery_settings(config: Config) -> DeliverySettings:
+    """How mail goes out. @raises StartFailed: a file with a password can't be read."""
+    try:
+        return delivery_settings(config)
+    except OSError as error:
+        raise StartFailed(f"the password for a route can't be read: {error}") from error
 
 
 def _load_tls(config: Config) -> TlsContexts | None:

@@ -100,14 +100,14 @@ class NodeDelivery:
             )
             self._failures = SuppressionWriter(reactor, self.suppressions)
         self._policies = self._mta_sts(resolver) if settings.uses_mta_sts else None
-        router = Router(resolver, settings.router, policies=self._policies, counts=self._counts)
+        self._router = Router(resolver, settings.router, policies=self._policies, counts=self._counts)
         originator = Originator(
             ids, directory, hostname=settings.helo, author=settings.author, time=time.time, signer=signing
         )
         self.runner = QueueRunner(
             reactor,
             Queue(claiming, settling, instance=instance, node=node, time=time.time),
-            router=router,
+            router=self._router,
             connect=self._connect,
             telling=originator,
             claims=ids,
@@ -125,6 +125,11 @@ class NodeDelivery:
         if self._failures is not None:
             self._failures.start()
         self.runner.start(control)
+
+    def use(self, settings: DeliverySettings) -> None:
+        """Find routes by these settings from now on; the rest of them waits for a restart."""
+        self._router.use(settings.router)
+        self.runner.use(settings.limits)
 
     async def stop(self, seconds: float) -> None:
         """Let what is under way come to an end, for so long at most, and write what came of it."""

@@ -227,6 +227,11 @@ class QueueRunner:
         if not await self._settler.drain(max(deadline - self._clock.seconds(), 1.0)):
             log.warn("{count} rows of the queue stay leased: the database did not answer", count=len(self._held))
 
+    def use(self, limits: Callable[[Route], Limits]) -> None:
+        """Look for routes anew, and use new destinations within these limits."""
+        self._limits = limits
+        self._routes.clear()
+
     def wake(self) -> None:
         """There may be something to claim."""
         if self._is_stopping:
