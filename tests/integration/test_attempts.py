@@ -1,0 +1,95 @@
+"""What a real mailgate keeps of an attempt: the host, the reply, and the TLS that it used, for the operator to ask."""
+
+from __future__ import annotations
+
+import os
+import ssl
+import tempfile
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from aiosmtpd.controller import Controller
+from aiosmtpd.handlers import Sink
+
+from tests.integration.test_unix_listener import UnixSmtp
+from tests.support import postgres
+from tests.support.certificates import Authority
+from tests.support.command import Command
+from tests.support.gate import Gate, eventually, free_port
+
+ALICE = "alice@example.test"
+VERIFIED, ENCRYPTED, PLAIN = "verified.test", "encrypted.test", "plain.test"
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Iterator[tuple[Gate, Path]]:
+    """One with a route to each of three domains, on the same host, which offers STARTTLS."""
+    authority = Authority(tmp_path, datetime.now(UTC))
+    certificate = authority.issue("host", names=("localhost",))
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate.certificate, certificate.key)
+    host = Controller(Sink(), "127.0.0.1", free_port(), tls_context=context)
+    routes = "".join(
+        f'[[route]]\ndomains = ["{domain}"]\nto = "smtp://localhost:{host.port}"\ntls = "{tls}"\n'
+        for domain, tls in ((VERIFIED, "verify"), (ENCRYPTED, "encrypt"), (PLAIN, "none"))
+    )
+    dsn = postgres.fresh_database()
+    with tempfile.TemporaryDirectory(prefix="mg-") as folder:  # pytest's are too long for a socket's name
+        door = Path(folder) / "door"
+        mailgate = Gate(
+            log=tmp_path / "log",
+            mailboxes=(ALICE,),
+            dsn=dsn,
+            settings=f"""
+[listener.local]
+role = "submission"
+tls = "none"
+endpoints = ["unix:{door}:mode=666"]
+[submission]
+local_users = {{ {os.getuid()} = "{ALICE}" }}
+[outbound]
+ca_file = "{authority.certificate_file}"
+{routes}
+""",
+        )
+        host.start()
+        try:
+            mailgate.start()
+            yield mailgate, door
+            assert mailgate.tracebacks() == []
+        finally:
+            mailgate.close()
+            host.stop()
+            postgres.drop_database(dsn)
+
+
+def test_the_tls_that_was_used_is_kept_with_the_attempt(gate: tuple[Gate, Path]) -> None:
+    """Whether there was any, which, whether a name was matched, and who had asked for that."""
+    mailgate, door = gate
+    with UnixSmtp(str(door), 25, "host.example.test", 20) as client:
+        message = f"From: {ALICE}\r\nSubject: Hello\r\n\r\nHello.\r\n"
+        recipients = [f"bob@{domain}" for domain in (VERIFIED, ENCRYPTED, PLAIN)]
+        client.sendmail(ALICE, recipients, message)
+
+    def attempts() -> list[tuple[object, ...]]:
+        return postgres.query(
+            mailgate.dsn,
+            "SELECT recipient, result, host, address, tls_version, tls_cipher IS NOT NULL, tls_is_verified, tls_source"
+            " FROM mailgate.attempt ORDER BY recipient",
+        )
+
+    eventually(lambda: len(attempts()) == len(recipients), "all are delivered")
+    place = ("delivered", "localhost", "127.0.0.1")
+    assert attempts() == [
+        (f"bob@{ENCRYPTED}", *place, "TLSv1.3", True, False, "config"),
+        (f"bob@{PLAIN}", *place, None, False, None, None),
+        (f"bob@{VERIFIED}", *place, "TLSv1.3", True, True, "config"),
+    ]
+    ((message_id,),) = postgres.query(
+        mailgate.dsn, "SELECT DISTINCT mailgate.id_text(message_id) FROM mailgate.attempt"
+    )
+    shown = Command(mailgate.config_path, mailgate.dsn).ok("queue", "show", str(message_id))
+    assert shown.count("TLSv1.3") == 2
+    assert shown.count("TLSv1.3 verified") == 1
