@@ -88,7 +88,7 @@ def test_the_tls_that_was_used_is_kept_with_the_attempt(gate: tuple[Gate, Path])
         (f"bob@{VERIFIED}", *place, "TLSv1.3", True, True, "config"),
     ]
     ((message_id,),) = postgres.query(
-        mailgate.dsn, "SELECT DISTINCT mailgate.id_text(message_id) FROM mailgate.attempt"
+        mailgate.dsn, "SELECT DISTINCT mailgate.id_text(transaction_id) FROM mailgate.attempt"
     )
     shown = Command(mailgate.config_path, mailgate.dsn).ok("queue", "show", str(message_id))
     assert shown.count("TLSv1.3") == 2
