@@ -292,6 +292,14 @@ class SinkTests(SendingTest):
             assert delivery.trouble is None
         await sender.quit()
 
+    async def test_lmtp_over_tcp(self) -> None:
+        """RFC 2033 section 5: on a port of its own."""
+        port = free_port()
+        await self.sink("-L", where=f"127.0.0.1:{port}")
+        sender = await self.connected(port, protocol="lmtp")
+        await self.delivered(sender, outgoing("a@host.test", "b@host.test"), outgoing("c@host.test", message_id=2))
+        await sender.quit()
+
     async def test_lmtp_over_a_unix_socket(self) -> None:
         """RFC 2033: a reply for each recipient."""
         path = self.folder / "lmtp"
