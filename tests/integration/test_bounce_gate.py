@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import email
 import os
+import smtplib
 import socketserver
 import tempfile
 import threading
@@ -143,3 +144,33 @@ def test_a_refused_recipient_is_one_bounce_and_at_last_a_refusal(gate: tuple[Gat
         arguments = ["--config", str(mailgate.config_path), "suppression", "remove", "bob@elsewhere.test"]
         assert CliRunner().invoke(main, arguments).exit_code == 0
         assert client.rcpt("bob@elsewhere.test")[0] == 250
+
+
+def test_of_mail_that_was_refused_nobody_is_told_but_who_brought_it(gate: tuple[Gate, Path]) -> None:
+    """RFC 5321 section 6.1: notices are of what was accepted; any other would go to those whose name was forged."""
+    mailgate, path = gate
+    dsn = mailgate.dsn
+    forged = "From: mallory@elsewhere.test\r\nSubject: forged\r\n\r\nHello.\r\n"
+    asked = ["NOTIFY=SUCCESS,FAILURE,DELAY"]
+    with UnixSmtp(str(path), 25, "host.example.test", 20) as client:
+        with pytest.raises(smtplib.SMTPDataError):
+            client.sendmail(ALICE, ["bob@elsewhere.test", ALICE], forged, rcpt_options=asked)
+        with pytest.raises(smtplib.SMTPSenderRefused):
+            client.sendmail("carol@example.test", ["bob@elsewhere.test"], forged, rcpt_options=asked)
+    with smtplib.SMTP("127.0.0.1", mailgate.port, "host.elsewhere.test", 20) as stranger:
+        for recipient in ("nobody@example.test", "bob@elsewhere.test"):
+            with pytest.raises(smtplib.SMTPRecipientsRefused):
+                stranger.sendmail("dora@elsewhere.test", [recipient], forged, rcpt_options=asked)
+    assert postgres.query(dsn, "SELECT count(*) FROM mailgate.message") == [(0,)]
+    assert postgres.query(dsn, "SELECT count(*) FROM mailgate.queue") == [(0,)]
+
+    # Of a message that is accepted for one of its recipients, the notice names that one.
+    with UnixSmtp(str(path), 25, "host.example.test", 20) as client:
+        message = forged.replace("mallory@elsewhere.test", ALICE)
+        refused = client.sendmail(ALICE, ["nobody@example.test", "bob@elsewhere.test"], message, rcpt_options=asked)
+    assert list(refused) == ["nobody@example.test"]
+    eventually(lambda: bounces(dsn), "the one bounce is in the mailbox")
+    (bounce,) = bounces(dsn)
+    assert bounce["Subject"] == "Not delivered: bob@elsewhere.test"
+    assert "nobody@example.test" not in bounce.as_string()
+    assert postgres.query(dsn, "SELECT count(*) FROM mailgate.queue") == [(0,)]
