@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -49,15 +50,19 @@ def recipients(mailgate: Command, where: str) -> list[str]:
     ]
 
 
-def test_what_waits_is_listed_with_its_last_reply(mailgate: Command) -> None:
-    listed = mailgate.ok("queue", "list")
-    assert "452 4.2.2 Full" in listed
+def test_what_waits_is_listed_with_counts_next_attempt_and_last_reply(mailgate: Command) -> None:
+    listed = mailgate.run("queue", "list")
+    assert "452 4.2.2 Full" in listed.stdout
+    assert listed.stderr == "3 recipients of 2 messages\n"
     records = mailgate.json("queue", "list")
     assert [record["recipient"] for record in records] == [
         *("dora@elsewhere.test", "emil@elsewhere.test", "fritz@other.test"),
     ]
     assert {record["state"] for record in records} == {"waiting"}
     assert records[0]["attempts"] == 2
+    assert records[0]["last_reply"] == "452 4.2.2 Full"
+    ((due_at,),) = query(mailgate.dsn, "SELECT DISTINCT due_at FROM mailgate.queue")
+    assert {datetime.fromisoformat(record["next_attempt_at"]) for record in records} == {due_at}
 
 
 @pytest.mark.parametrize(
@@ -74,6 +79,12 @@ def test_a_selection_is_what_meets_all_that_is_given(
     mailgate: Command, options: tuple[str, ...], expected: int
 ) -> None:
     assert len(mailgate.json("queue", "list", *options)) == expected
+    # What changes something takes the same.
+    plural = "recipient" if expected == 1 else "recipients"
+    for command, said in (("hold", "held"), ("release", "released"), ("retry", "to be tried now")):
+        assert mailgate.ok("queue", command, *options) == f"{said}: {expected} {plural}\n"
+    assert mailgate.ok("queue", "remove", *options) == f"removed: {expected} {plural}\n"
+    assert mailgate.json("queue", "list", *options) == []
 
 
 def test_one_message_is_found_by_its_id(mailgate: Command) -> None:
