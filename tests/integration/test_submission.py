@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import dkim
@@ -26,6 +27,7 @@ from mailgate.cli.main import main
 from tests.integration.test_unix_listener import UnixSmtp
 from tests.support import postgres
 from tests.support.accounts import set_password
+from tests.support.certificates import Authority
 from tests.support.gate import TREE, Gate, eventually, free_port
 
 ALICE, BOB, CRON = "alice@example.test", "bob@example.test", "cron@example.test"
@@ -38,6 +40,7 @@ class Server:
         self.socket_path = folder / "submission.sock"
         self.proxied_path = folder / "proxied.sock"
         self.relay_port = free_port()
+        self.tls_ports = {"implicit": free_port(), "starttls": free_port()}
         self.dsn = postgres.fresh_database()
         master_key = folder / "master.key"
         master_key.write_text(secrets.token_hex(32))
@@ -62,11 +65,22 @@ class Server:
             auth = "always"
             addresses = ["127.0.0.1"]
             port = {self.relay_port}
+            [listener.submissions]
+            role = "submission"
+            tls = "implicit"
+            addresses = ["127.0.0.1"]
+            port = {self.tls_ports["implicit"]}
+            [listener.submission]
+            role = "submission"
+            tls = "starttls"
+            addresses = ["127.0.0.1"]
+            port = {self.tls_ports["starttls"]}
             [submission]
             messages_per_day = 50
             local_users = {{ {os.getuid()} = "{CRON}" }}
-            [outbound]
-            port = {free_port()}
+            [[route]]
+            domains = ["*"]
+            to = "smtp://127.0.0.1:{free_port()}"
             [signing]
             master_key_file = "{folder}/master.key"
             """,
@@ -337,6 +351,38 @@ def test_a_server_that_is_not_there_is_tried_again_later(tmp_path: Path) -> None
     assert (code, "No such file or directory" in output) == (75, True)
     settings.write_text("sockets = 1\n")
     assert Sendmail(settings).run(GOOD, "alice")[0] == 78
+
+
+@pytest.mark.parametrize("tls", ["implicit", "starttls"])
+def test_where_there_is_no_socket_a_program_logs_in_over_loopback(server: Server, tmp_path: Path, tls: str) -> None:
+    """RFC 8314 section 3.3; whose certificate it is matters as soon as somebody is named who vouches for it."""
+    set_password(server.dsn, BOB, "battery staple")
+    settings, password = tmp_path / "sendmail.toml", tmp_path / "password"
+    password.write_text("battery staple\n")
+    lines = (
+        f'host = "127.0.0.1"\nport = {server.tls_ports[tls]}\ntls = "{tls}"\ndomain = "example.test"\n'
+        f'username = "{BOB}"\npassword_file = "{password}"\n'
+    )
+    settings.write_text(lines)
+    sendmail = Sendmail(settings)
+    message = f"From: {BOB}\nTo: {ALICE}\nSubject: by {tls}\n\nHello.\n"
+    assert sendmail.run(message, "-t", "-i", "-f", BOB) == (0, "")
+    ((account, protocol),) = server.query(
+        "SELECT t.authenticated, convert_from(m.trace, 'UTF8') ~ 'with ESMTPSA' FROM message m"
+        f" JOIN transaction t USING (id) WHERE m.subject = 'by {tls}'"
+    )
+    assert (account, protocol) == (BOB, True)
+    result = CliRunner().invoke(main, ["send", "--settings", str(settings), "--from", BOB, "--to", ALICE], input="x")
+    assert result.exit_code == 0, result.output
+
+    password.write_text("wrong\n")
+    code, said = sendmail.run(message, "-t", "-f", BOB)
+    assert (code, "535" in said) == (77, True), said
+    password.write_text("battery staple\n")
+    other = Authority(tmp_path, datetime.now(UTC)).certificate_file
+    settings.write_text(f'{lines}ca_file = "{other}"\n')
+    code, said = sendmail.run(message, "-t", "-f", BOB)
+    assert (code, "certificate" in said or "self-signed" in said) == (75, True), said
 
 
 def test_programs_may_speak_smtp_to_it(sendmail: Sendmail) -> None:
