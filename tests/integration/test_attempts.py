@@ -8,10 +8,12 @@ import tempfile
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
-from aiosmtpd.controller import Controller
+from aiosmtpd.controller import Controller, UnixSocketController
 from aiosmtpd.handlers import Sink
+from aiosmtpd.lmtp import LMTP
 
 from tests.integration.test_unix_listener import UnixSmtp
 from tests.support import postgres
@@ -21,6 +23,33 @@ from tests.support.gate import Gate, eventually, free_port
 
 ALICE = "alice@example.test"
 VERIFIED, ENCRYPTED, PLAIN = "verified.test", "encrypted.test", "plain.test"
+BY_TCP, BY_SOCKET = "by-tcp.test", "by-socket.test"
+
+
+class OneFull(Sink):
+    """Takes a message for all but those whose mailbox is full; LMTP lets it say so behind the message."""
+
+    async def handle_DATA(self, server: object, session: object, envelope: Any) -> str:  # noqa: N802
+        """A reply for each recipient."""
+        return "\r\n".join(
+            "452 4.2.2 Full" if recipient.startswith("full") else "250 2.0.0 Kept" for recipient in envelope.rcpt_tos
+        )
+
+
+class Lmtp(Controller):
+    """aiosmtpd's LMTP on a port."""
+
+    def factory(self) -> LMTP:
+        """A session."""
+        return LMTP(self.handler)
+
+
+class LmtpOnSocket(UnixSocketController):
+    """The same on a Unix socket."""
+
+    def factory(self) -> LMTP:
+        """A session."""
+        return LMTP(self.handler)
 
 
 @pytest.fixture
@@ -35,9 +64,11 @@ def gate(tmp_path: Path) -> Iterator[tuple[Gate, Path]]:
         f'[[route]]\ndomains = ["{domain}"]\nto = "smtp://localhost:{host.port}"\ntls = "{tls}"\n'
         for domain, tls in ((VERIFIED, "verify"), (ENCRYPTED, "encrypt"), (PLAIN, "none"))
     )
+    by_tcp = Lmtp(OneFull(), "127.0.0.1", free_port())
     dsn = postgres.fresh_database()
     with tempfile.TemporaryDirectory(prefix="mg-") as folder:  # pytest's are too long for a socket's name
         door = Path(folder) / "door"
+        by_socket = LmtpOnSocket(OneFull(), f"{folder}/lmtp")
         mailgate = Gate(
             log=tmp_path / "log",
             mailboxes=(ALICE,),
@@ -52,16 +83,26 @@ local_users = {{ {os.getuid()} = "{ALICE}" }}
 [outbound]
 ca_file = "{authority.certificate_file}"
 {routes}
+[[route]]
+domains = ["{BY_TCP}"]
+to = "lmtp://localhost:{by_tcp.port}"
+tls = "none"
+[[route]]
+domains = ["{BY_SOCKET}"]
+to = "lmtp:{folder}/lmtp"
 """,
         )
-        host.start()
+        hosts = (host, by_tcp, by_socket)
+        for each in hosts:
+            each.start()
         try:
             mailgate.start()
             yield mailgate, door
             assert mailgate.tracebacks() == []
         finally:
             mailgate.close()
-            host.stop()
+            for each in hosts:
+                each.stop()
             postgres.drop_database(dsn)
 
 
@@ -93,3 +134,20 @@ def test_the_tls_that_was_used_is_kept_with_the_attempt(gate: tuple[Gate, Path])
     shown = Command(mailgate.config_path, mailgate.dsn).ok("queue", "show", str(message_id))
     assert shown.count("TLSv1.3") == 2
     assert shown.count("TLSv1.3 verified") == 1
+
+
+def test_lmtp_has_an_attempt_and_an_outcome_for_each_recipient(gate: tuple[Gate, Path]) -> None:
+    """RFC 2033 section 4.2, by TCP and by a Unix socket: one of two mailboxes is full, and only that one waits."""
+    mailgate, door = gate
+    recipients = [f"{user}@{domain}" for domain in (BY_SOCKET, BY_TCP) for user in ("full", "to")]
+    with UnixSmtp(str(door), 25, "host.example.test", 20) as client:
+        client.sendmail(ALICE, recipients, f"From: {ALICE}\r\nSubject: Hello\r\n\r\nHello.\r\n")
+
+    def attempts() -> list[tuple[object, ...]]:
+        return postgres.query(mailgate.dsn, "SELECT recipient, result FROM mailgate.attempt")
+
+    eventually(lambda: len(attempts()) == len(recipients), "all were tried")
+    results = ("deferred", "delivered", "deferred", "delivered")
+    assert set(attempts()) == set(zip(recipients, results, strict=True))
+    waiting = postgres.query(mailgate.dsn, "SELECT recipient, last_reply FROM mailgate.queue")
+    assert set(waiting) == {(recipient, "452 4.2.2 Full") for recipient in recipients[::2]}
