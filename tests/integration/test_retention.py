@@ -70,7 +70,7 @@ class RetentionTests(WritingTestCase):
         self.query(
             "INSERT INTO queue (message_id, recipient, recipient_position, domain, reverse_path, sender,"
             " size_octets, created_at, starts_at, due_at, is_ready)"
-            " VALUES (%s, 'd@elsewhere.test', 0, 'elsewhere.test', '', '', 1, now(), now(), now(), true)",
+            " VALUES (%s, 'd@elsewhere.test', 0, 'elsewhere.test', '', 'a@x.test', 1, now(), now(), now(), true)",
             (queued,),
         )
         self.age(queued, 40)
