@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from mailgate.config_values import LAST_PORT, Count, DomainName, MailboxAddress, Seconds
+from mailgate.config_values import LAST_PORT, Count, DomainName, KeyPath, MailboxAddress, Seconds
 from mailgate.toml import ByName, Derived, FilePath, Integer, IpAddress, ListOf, Number, OneOf, Reader, Text, Wrong
 
 _DAY = 86_400
@@ -129,7 +129,7 @@ class RouteTable:
     domains: Annotated[tuple[str, ...], ListOf(RoutePattern())]
     to: Annotated[str, RouteTarget()] = "mx"
     username: Annotated[str, Text("a user name", is_empty_allowed=True)] = ""
-    password_file: Annotated[Path | None, FilePath()] = None
+    password_file: Annotated[Path | None, KeyPath()] = None
     tls: Annotated[TlsWord | None, OneOf(_TLS_WORDS)] = None
     connections: Annotated[int | None, Count] = None
     messages_per_second: Annotated[float | None, Number(0, 1_000_000, "a number of messages")] = None

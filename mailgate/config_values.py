@@ -86,7 +86,7 @@ class ServerAddress:
 
 @dataclass(frozen=True, slots=True)
 class KeyPath:
-    """A file with a private key, which nobody but its owner may read."""
+    """A file with a private key or a password, which nobody but its owner may read."""
 
     def read(self, value: object, key: str, reader: Reader) -> Path:
         """The absolute path."""

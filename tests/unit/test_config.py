@@ -415,6 +415,18 @@ def test_a_key_is_for_its_owner_alone(tmp_path: Path, authority: Authority, mode
     assert f"(mode {mode:04o})" in line
 
 
+def test_a_password_for_a_route_is_for_its_owner_alone(tmp_path: Path) -> None:
+    """As a key is."""
+    password = tmp_path / "password"
+    password.write_text("secret")
+    password.chmod(0o644)
+    route = '[[route]]\ndomains = ["*"]\nto = "smtp://relay.test"\nusername = "gate"\npassword_file = "password"\n'
+    (line,) = faults(tmp_path, f"{GOOD}\n{route}")
+    assert line.startswith("route[1].password_file: others than its owner may use ./password (mode 0644)")
+    password.chmod(0o400)
+    assert load(tmp_path, f"{GOOD}\n{route}").routes[0].password_file == password
+
+
 @pytest.fixture
 def unprivileged_folder() -> Iterator[Path]:
     """A folder whose owner is not root, and that owner's rights: root may do everything."""
