@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, datetime
 from typing import Any
 
 import click
 
 from mailgate.cli.address import domain_argument, readable_domain
-from mailgate.cli.database import Database, Failure, Invocation, pass_invocation
-from mailgate.cli.domain import id_of_domain
-from mailgate.cli.output import Column, count, json_option, local_time, print_list, print_note
-from mailgate.cli.quantity import time_argument
+from mailgate.cli.database import Failure, Invocation, pass_invocation
+from mailgate.cli.domain import id_of_domain, optional_domain
+from mailgate.cli.output import Column, json_option, local_time, print_list, print_note
+from mailgate.cli.reported import (
+    all_option,
+    day_option,
+    note_unproven,
+    preview_option,
+    print_sent,
+    reporter_of,
+    since_option,
+    yesterday,
+)
 from mailgate.reports import dmarc_report
-from mailgate.reports.outgoing import Reporter, asks_for_reports, dmarc_report_of
+from mailgate.reports.outgoing import asks_for_reports, dmarc_report_of
 from mailgate.storage.reports import AT_MOST_ROWS, dmarc_record
 
 
@@ -62,79 +71,6 @@ class Source:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class Sent:
-    """A report that we have made."""
-
-    kind: str
-    domain: str
-    day: date
-    report_id: str
-    recipients: list[str]
-    made_at: datetime
-
-    def cells(self) -> tuple[str, ...]:
-        """What a table shows of it."""
-        return (
-            self.day.isoformat(),
-            readable_domain(self.domain),
-            ", ".join(self.recipients) or "nobody",
-            local_time(self.made_at),
-            self.report_id,
-        )
-
-    def record(self) -> dict[str, Any]:
-        """What JSON says of it."""
-        return {
-            "day": self.day.isoformat(),
-            "domain": self.domain,
-            "recipients": self.recipients,
-            "made_at": self.made_at,
-            "report_id": self.report_id,
-        }
-
-
-SENT_COLUMNS = (Column("DAY"), Column("DOMAIN"), Column("TO", is_flexible=True), Column("MADE"), Column("REPORT"))
-since_option = click.option(
-    "--since", type=time_argument, default="30d", show_default=True, metavar="TIME", help="90m, 24h, 7d, or a date."
-)
-all_option = click.option(
-    "--all", "shows_all", is_flag=True, help="Also reports of which nobody proved to be the sender."
-)
-
-
-def date_argument(value: str) -> date:
-    """The day that was typed.
-
-    @raises click.BadParameter: it is none.
-    """
-    try:
-        return date.fromisoformat(value)
-    except ValueError as error:
-        raise click.BadParameter(f"{value!r} is not a day; write it as 2026-11-23") from error
-
-
-def yesterday() -> date:
-    """The day that reports are about now."""
-    return datetime.now(UTC).date() - timedelta(days=1)
-
-
-def reporter_of(invocation: Invocation) -> Reporter:
-    """Who we are in reports, by the configuration."""
-    config = invocation.config()
-    reports = config.reports
-    return Reporter(reports.organization, reports.contact or f"postmaster@{config.hostname}", config.hostname)
-
-
-def note_unproven(database: Database, query: str, domain: str, since: datetime, shows_all: bool) -> None:
-    """Tell people that there are reports that were left out."""
-    ((unproven,),) = database.rows(query, domain=domain, since=since)
-    if unproven and not shows_all:
-        print_note(
-            f"{count(unproven, 'report')} left out, of which nobody proved to be the sender; see them with --all"
-        )
-
-
 @click.group()
 def dmarc() -> None:
     """DMARC reports: who sends as our domains, and what we tell others."""
@@ -175,9 +111,9 @@ def show(invocation: Invocation, domain: str, since: datetime, shows_all: bool, 
 
 
 @dmarc.command()
-@click.argument("domain", metavar="[DOMAIN]", required=False, type=domain_argument)
-@click.option("--preview", is_flag=True, help="Print what the report of that day would say, and send nothing.")
-@click.option("--date", "day", type=date_argument, metavar="DATE", help="The day in UTC.  [default: yesterday]")
+@optional_domain
+@preview_option
+@day_option
 @json_option
 @pass_invocation
 def report(invocation: Invocation, domain: str | None, preview: bool, day: date | None, as_json: bool) -> None:
@@ -186,9 +122,7 @@ def report(invocation: Invocation, domain: str | None, preview: bool, day: date 
     A running mailgate sends them, once a day. With --preview and no DOMAIN, show which domains would be told.
     """
     if not preview:
-        with invocation.database() as database:
-            sent = [Sent(*row) for row in database.rows("list_reports_sent", kind="dmarc", domain=domain, day=day)]
-        print_list(sent, SENT_COLUMNS, as_json=as_json, note="no reports have been made")
+        print_sent(invocation, "dmarc", domain, day, as_json=as_json)
         return
     day = day or yesterday()
     if domain is None:

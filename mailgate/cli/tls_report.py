@@ -10,18 +10,18 @@ import click
 
 from mailgate.cli.address import domain_argument, readable_domain
 from mailgate.cli.database import Failure, Invocation, pass_invocation
-from mailgate.cli.dmarc import (
-    SENT_COLUMNS,
-    Sent,
+from mailgate.cli.domain import id_of_domain, optional_domain
+from mailgate.cli.output import Column, json_option, local_time, print_list
+from mailgate.cli.reported import (
     all_option,
-    date_argument,
+    day_option,
     note_unproven,
+    preview_option,
+    print_sent,
     reporter_of,
     since_option,
     yesterday,
 )
-from mailgate.cli.domain import id_of_domain
-from mailgate.cli.output import Column, json_option, local_time, print_list
 from mailgate.reports import tls_report
 from mailgate.reports.outgoing import tls_report_of
 from mailgate.storage.reports import AT_MOST_ROWS
@@ -104,9 +104,9 @@ def show(invocation: Invocation, domain: str, since: datetime, shows_all: bool, 
 
 
 @tls.command()
-@click.argument("domain", metavar="[DOMAIN]", required=False, type=domain_argument)
-@click.option("--preview", is_flag=True, help="Print what the report of that day would say, and send nothing.")
-@click.option("--date", "day", type=date_argument, metavar="DATE", help="The day in UTC.  [default: yesterday]")
+@optional_domain
+@preview_option
+@day_option
 @json_option
 @pass_invocation
 def report(invocation: Invocation, domain: str | None, preview: bool, day: date | None, as_json: bool) -> None:
@@ -115,9 +115,7 @@ def report(invocation: Invocation, domain: str | None, preview: bool, day: date 
     A running mailgate sends them, once a day.
     """
     if not preview:
-        with invocation.database() as database:
-            sent = [Sent(*row) for row in database.rows("list_reports_sent", kind="tls", domain=domain, day=day)]
-        print_list(sent, SENT_COLUMNS, as_json=as_json, note="no reports have been made")
+        print_sent(invocation, "tls", domain, day, as_json=as_json)
         return
     if domain is None:
         raise click.UsageError("--preview needs a DOMAIN")
