@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import ssl
 import tempfile
 from collections.abc import Iterator
@@ -20,8 +19,8 @@ from tests.support import postgres
 from tests.support.certificates import Authority
 from tests.support.command import Command
 from tests.support.gate import Gate, eventually, free_port
+from tests.support.local_gate import ALICE, local_gate
 
-ALICE = "alice@example.test"
 VERIFIED, ENCRYPTED, PLAIN = "verified.test", "encrypted.test", "plain.test"
 BY_TCP, BY_SOCKET = "by-tcp.test", "by-socket.test"
 
@@ -53,7 +52,14 @@ class LmtpOnSocket(UnixSocketController):
 
 
 @pytest.fixture
-def gate(tmp_path: Path) -> Iterator[tuple[Gate, Path]]:
+def socket_folder() -> Iterator[Path]:
+    """Whose path is short enough for a socket's name."""
+    with tempfile.TemporaryDirectory(prefix="mg-") as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+def gate(tmp_path: Path, socket_folder: Path) -> Iterator[tuple[Gate, Path]]:
     """One with a route to each of three domains, on the same host, which offers STARTTLS."""
     authority = Authority(tmp_path, datetime.now(UTC))
     certificate = authority.issue("host", names=("localhost",))
@@ -65,21 +71,8 @@ def gate(tmp_path: Path) -> Iterator[tuple[Gate, Path]]:
         for domain, tls in ((VERIFIED, "verify"), (ENCRYPTED, "encrypt"), (PLAIN, "none"))
     )
     by_tcp = Lmtp(OneFull(), "127.0.0.1", free_port())
-    dsn = postgres.fresh_database()
-    with tempfile.TemporaryDirectory(prefix="mg-") as folder:  # pytest's are too long for a socket's name
-        door = Path(folder) / "door"
-        by_socket = LmtpOnSocket(OneFull(), f"{folder}/lmtp")
-        mailgate = Gate(
-            log=tmp_path / "log",
-            mailboxes=(ALICE,),
-            dsn=dsn,
-            settings=f"""
-[listener.local]
-role = "submission"
-tls = "none"
-endpoints = ["unix:{door}:mode=666"]
-[submission]
-local_users = {{ {os.getuid()} = "{ALICE}" }}
+    by_socket = LmtpOnSocket(OneFull(), f"{socket_folder}/lmtp")
+    settings = f"""
 [outbound]
 ca_file = "{authority.certificate_file}"
 {routes}
@@ -89,21 +82,17 @@ to = "lmtp://localhost:{by_tcp.port}"
 tls = "none"
 [[route]]
 domains = ["{BY_SOCKET}"]
-to = "lmtp:{folder}/lmtp"
-""",
-        )
-        hosts = (host, by_tcp, by_socket)
+to = "lmtp:{socket_folder}/lmtp"
+"""
+    hosts = (host, by_tcp, by_socket)
+    for each in hosts:
+        each.start()
+    try:
+        with local_gate(tmp_path / "log", settings) as found:
+            yield found
+    finally:
         for each in hosts:
-            each.start()
-        try:
-            mailgate.start()
-            yield mailgate, door
-            assert mailgate.tracebacks() == []
-        finally:
-            mailgate.close()
-            for each in hosts:
-                each.stop()
-            postgres.drop_database(dsn)
+            each.stop()
 
 
 def test_the_tls_that_was_used_is_kept_with_the_attempt(gate: tuple[Gate, Path]) -> None:

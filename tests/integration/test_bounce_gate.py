@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import email
-import os
 import smtplib
 import socketserver
-import tempfile
 import threading
 from collections.abc import Iterator
 from email.message import EmailMessage
@@ -21,8 +19,7 @@ from mailgate.cli.main import main
 from tests.integration.test_unix_listener import UnixSmtp
 from tests.support import postgres
 from tests.support.gate import Gate, eventually
-
-ALICE = "alice@example.test"
+from tests.support.local_gate import ALICE, local_gate
 
 
 class RefusingHost(socketserver.StreamRequestHandler):
@@ -52,41 +49,19 @@ class Server(socketserver.ThreadingTCPServer):
 
 @pytest.fixture
 def gate(tmp_path: Path) -> Iterator[tuple[Gate, Path]]:
-    dsn = postgres.fresh_database()
-    with (
-        tempfile.TemporaryDirectory(prefix="mg-") as folder,  # pytest's are too long for a socket's name
-        Server(("127.0.0.1", 0), RefusingHost) as host,
-    ):
+    with Server(("127.0.0.1", 0), RefusingHost) as host:
         threading.Thread(target=host.serve_forever, daemon=True).start()
-        Path(folder).chmod(0o755)
-        path = Path(folder) / "submission.sock"
-        gate = Gate(
-            log=tmp_path / "log",
-            mailboxes=(ALICE,),
-            dsn=dsn,
-            settings=f"""
-            [listener.local]
-            role = "submission"
-            tls = "none"
-            endpoints = ["unix:{path}:mode=666"]
-            [submission]
-            local_users = {{ {os.getuid()} = "{ALICE}" }}
+        settings = f"""
             [outbound]
             suppress_days = 7
             tls = "none"
             [[route]]
             domains = ["elsewhere.test"]
             to = "smtp://127.0.0.1:{host.server_address[1]}"
-            """,
-        )
-        try:
-            gate.start()
-            yield gate, path
-            assert gate.tracebacks() == []
-        finally:
-            gate.close()
-            postgres.drop_database(dsn)
-            host.shutdown()
+            """
+        with local_gate(tmp_path / "log", settings) as found:
+            yield found
+        host.shutdown()
 
 
 def bounces(dsn: str) -> list[EmailMessage]:
