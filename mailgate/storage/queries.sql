@@ -327,7 +327,7 @@ INSERT INTO mailgate.report_cursor (name, message_id) VALUES ('received', %(mess
 ON CONFLICT (name) DO UPDATE SET message_id = excluded.message_id
 WHERE mailgate.report_cursor.message_id < excluded.message_id;
 
--- keep_dmarc_report: keep a report about a domain of ours, once.
+-- keep_dmarc_report: keep a report about a domain of ours, once, unless its sender has filled a day's rows already.
 WITH kept AS (
     INSERT INTO mailgate.dmarc_report (organization, report_id, domain, contact, begins_at, ends_at, policy, message_id,
                                        received_at, authenticated_as)
@@ -336,6 +336,10 @@ WITH kept AS (
            %(authenticated_as)s
     WHERE EXISTS (SELECT FROM mailgate.domain d
                   WHERE %(domain)s = d.name OR right(%(domain)s, length(d.name) + 1) = '.' || d.name)
+      AND (SELECT count(*)
+           FROM mailgate.dmarc_report r JOIN mailgate.dmarc_report_row w ON w.dmarc_report_id = r.id
+           WHERE r.received_at > to_timestamp(%(received_at)s) - interval '1 day'
+             AND r.authenticated_as IS NOT DISTINCT FROM %(authenticated_as)s) < %(rows_a_day)s
     ON CONFLICT DO NOTHING
     RETURNING id
 )

@@ -31,6 +31,9 @@ _TIMEOUT_SECONDS = 60.0
 _COUNTING_SECONDS = 600.0  # a day of a busy node, grouped
 _AT_MOST_DOMAINS = 200
 AT_MOST_ROWS = 10_000
+# Of DMARC reports that one domain proves to have sent, or nobody: the next report is not kept. A report of 50,000 rows
+# is a message of some 50 KB, and anybody may write one.
+MAX_ROWS_A_DAY = 200_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +180,7 @@ def dmarc_statement(report: DmarcReport, message_id: int, received_at: float, au
     policy = {name: text for name, text in asdict(report.policy).items() if text}
     return _statement(
         "keep_dmarc_report",
+        rows_a_day=str(MAX_ROWS_A_DAY),
         **_origin(report, message_id, received_at, authenticated_as),
         domain=literal.text(report.policy.domain),
         contact=literal.text(report.contact),

@@ -934,6 +934,8 @@ COMMENT ON COLUMN dmarc_report.received_at IS 'When that came.';
 COMMENT ON COLUMN dmarc_report.authenticated_as IS 'The domain that the message proved to be from: the author''s where DMARC passed, else one whose DKIM signature did; NULL: anybody may have written it.';
 CREATE INDEX dmarc_report_domain ON dmarc_report (domain, ends_at);
 COMMENT ON INDEX dmarc_report_domain IS 'What was reported about a domain lately?';
+CREATE INDEX dmarc_report_received_at ON dmarc_report (received_at);
+COMMENT ON INDEX dmarc_report_received_at IS 'How much has somebody reported in the last day?';
 
 CREATE TABLE dmarc_report_row (
     dmarc_report_id integer NOT NULL REFERENCES dmarc_report ON DELETE CASCADE,

@@ -73,6 +73,17 @@ class ReceivedReportTests(WritingTestCase):
         await (await self.inbound()).search()
         assert self.query("SELECT authenticated_as FROM dmarc_report ORDER BY id") == [(None,), ("google.com",)]
 
+    async def test_who_reports_too_much_a_day_is_not_heard_further(self) -> None:
+        """What one domain sends, or nobody proves to have sent, takes no room from the reports of others."""
+        for number in range(3):
+            self.deliver(report_message(OURS.replace("571710", str(number))))
+        proven = self.deliver(report_message(OURS.replace("571710", "4")))
+        results = [{"kind": "dmarc", "result": "pass", "author_domain": "google.com"}]
+        self.query("UPDATE transaction SET results = %s WHERE id = %s", (json.dumps(results), proven))
+        with mock.patch("mailgate.storage.reports.MAX_ROWS_A_DAY", 2):
+            await (await self.inbound()).search()
+        assert self.query("SELECT report_id FROM dmarc_report ORDER BY id") == [("0",), ("1",), ("4",)]
+
     async def test_a_report_about_somebody_else_is_not_kept(self) -> None:
         """Only our domains, and what is below them."""
         self.deliver(report_message(OLD))
