@@ -18,6 +18,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import click
@@ -28,9 +29,9 @@ from mailgate.cli.database import Database, Failure, Invocation, pass_invocation
 from mailgate.cli.domain import optional_domain
 from mailgate.cli.domain_records import DomainRecord, FormFields
 from mailgate.cli.lookup import configured_resolver, in_reactor
-from mailgate.cli.output import Column, json_option, local_time, print_list, print_note
+from mailgate.cli.output import Column, count, json_option, local_time, print_list, print_note
 from mailgate.dns.answer import Answer, Outcome, RecordType
-from mailgate.sealing import MasterKey, UnusableKey, find_master_key
+from mailgate.sealing import MasterKey, UnusableKey, find_master_key, read_master_key
 
 if TYPE_CHECKING:
     from mailgate.config import Config
@@ -456,6 +457,36 @@ def remove(invocation: Invocation, domain: str, selector: str) -> None:
     click.echo(f"removed {selector}")
     if key.retired_at is not None and key.retired_at + RECORD_KEPT > datetime.now(UTC):
         print_note(f"keep its record until {local_time(key.retired_at + RECORD_KEPT)} all the same")
+
+
+@dkim.command()
+@click.argument("old_file", metavar="FILE", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@pass_invocation
+def reseal(invocation: Invocation, old_file: Path) -> None:
+    """Encrypt all keys with the master key that config names now; FILE holds the one before.
+
+    Give every node the new master key first, and restart them right behind this: until then they can't open the keys,
+    and mail of these domains hears 451.
+    """
+    # Imported here: it brings Twisted.
+    from mailgate.storage.signing_keys import open_key, purpose_of
+
+    new = _master_key(invocation.config())
+    try:
+        old = read_master_key(old_file)
+        with invocation.database() as database, database.transaction():
+            rows = database.rows("lock_sealed_dkim_keys", master_key_id=old.id)
+            for domain, selector, sealed_key in rows:
+                key = open_key(old, domain, selector, bytes(sealed_key), old.id)
+                sealed = new.seal(key.octets, purpose_of(domain, selector))
+                database.run(
+                    "reseal_dkim_key", domain=domain, selector=selector, sealed_key=sealed, master_key_id=new.id
+                )
+    except UnusableKey as error:
+        raise Failure(str(error)) from error
+    if not rows:
+        raise Failure(f"no key is sealed with the master key {old.id} of {old_file}")
+    click.echo(f"{count(len(rows), 'key')} sealed with the master key {new.id} now: restart every node")
 
 
 @dkim.command()

@@ -356,6 +356,14 @@ ORDER BY domain, array_position(ARRAY['active', 'pending', 'retired'], state), c
 -- find_sealed_dkim_key: the sealed part of a key, and which master key opens it
 SELECT sealed_key, master_key_id FROM dkim_key WHERE domain = %(domain)s AND selector = %(selector)s;
 
+-- lock_sealed_dkim_keys: all that one master key opens, until the transaction ends
+SELECT domain, selector, sealed_key FROM dkim_key WHERE master_key_id = %(master_key_id)s
+ORDER BY domain, selector FOR UPDATE;
+
+-- reseal_dkim_key: the same key, sealed with another master key
+UPDATE dkim_key SET sealed_key = %(sealed_key)s, master_key_id = %(master_key_id)s
+WHERE domain = %(domain)s AND selector = %(selector)s;
+
 -- add_dkim_key: a key that waits for its record
 INSERT INTO dkim_key (domain, selector, algorithm, sealed_key, master_key_id, public_key)
 VALUES (%(domain)s, %(selector)s, %(algorithm)s, %(sealed_key)s, %(master_key_id)s, %(public_key)s);

@@ -182,6 +182,23 @@ def test_cloudflare_gets_fields(mailgate: Command) -> None:
     assert record["content"].startswith("v=DKIM1; k=ed25519; p=")
 
 
+def test_all_keys_change_to_another_master_key(mailgate: Command, tmp_path: Path) -> None:
+    """In one transaction, and the keys stay what they are."""
+    mailgate.ok("dkim", "generate", DOMAIN)
+    records = mailgate.json("dkim", "list", DOMAIN)
+    key, old = tmp_path / "master-key", tmp_path / "old-key"
+    old.write_text(key.read_text())
+    old.chmod(0o600)
+    key.write_text("00" * 31 + "02\n")
+    assert "was sealed with the master key" in mailgate.fails("dkim", "activate", DOMAIN, "--force")
+    assert mailgate.ok("dkim", "reseal", str(old)).startswith("2 keys sealed with the master key ")
+    assert mailgate.json("dkim", "list", DOMAIN) == records
+    mailgate.ok("dkim", "activate", DOMAIN, "--force")
+    assert "no key is sealed with the master key" in mailgate.fails("dkim", "reseal", str(old))
+    old.write_text("not a key")
+    assert "old-key" in mailgate.fails("dkim", "reseal", str(old))
+
+
 def test_what_is_wrong_is_said_with_what_would_be_right(mailgate: Command, tmp_path: Path) -> None:
     """Each of them ends with status 1."""
     assert "mailgate domain add" in mailgate.fails("dkim", "generate", "example.org")
