@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from random import SystemRandom
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import psycopg2
 from psycopg2.extensions import make_dsn, parse_dsn
@@ -42,6 +42,7 @@ __all__ = ["Connection", "DatabaseRefused", "Execute", "Pool", "Row", "StorageUn
 
 Row = tuple[Any, ...]  # what PostgreSQL sends is typed by the statement, not by us
 Execute = Callable[..., Awaitable[list[Row]]]
+_T = TypeVar("_T")
 
 FIRST_BACKOFF_SECONDS = 0.05
 LAST_BACKOFF_SECONDS = 5.0
@@ -473,12 +474,13 @@ class Connection:
 
         timer = self._reactor.callLater(self._connect_timeout_seconds, too_late)
         try:
-            await wire.connect(_rotated(self._dsn, attempt))
+            await _closing_if_cancelled(wire, wire.connect(_rotated(self._dsn, attempt)))
 
             def execute(
                 sql: str | bytes, parameters: Sequence[object] | None = None, *, timeout_seconds: float = 10.0
             ) -> Deferred[list[Row]]:
-                return _send(wire, sql, parameters)  # the time for all of it is connect_timeout_seconds
+                # The time for all of it is connect_timeout_seconds.
+                return _closing_if_cancelled(wire, _send(wire, sql, parameters))
 
             # A server ends a query whose client has gone at once, not when it comes to answer.
             await execute("SELECT set_config('client_connection_check_interval', '1s', false)")
@@ -506,7 +508,7 @@ class Connection:
     async def _set_up(self, setup: Callable[[Execute], Awaitable[None]], execute: Execute) -> None:
         try:
             await setup(execute)
-        except (psycopg2.Error, ConnectionDone):  # the database's affair; anything else is ours
+        except (CancelledError, psycopg2.Error, ConnectionDone):  # a stop, or the database's affair; else it is ours
             raise
         except Exception:
             log.failure("{name}: setting up the connection failed", name=self.name)
@@ -681,6 +683,23 @@ async def check_server(connection: Connection | Pool, *, allow_unsafe_durability
         version = rows[0][0]
     if why := migrate.refusal(version):
         raise DatabaseRefused(why)
+
+
+def _closing_if_cancelled(wire: _Wire, waiting: Deferred[_T]) -> Deferred[_T]:
+    """The Deferred, in a form that can be cancelled: that ends the connection. txpostgres' own raises in `cancel`."""
+    is_cancelled = False
+
+    def cancel(_: Deferred[_T]) -> None:
+        nonlocal is_cancelled
+        is_cancelled = True
+        wire.close()
+
+    answer: Deferred[_T] = Deferred(cancel)
+    waiting.addCallbacks(
+        lambda value: None if is_cancelled else answer.callback(value),
+        lambda failure: None if is_cancelled else answer.errback(failure),
+    )
+    return answer
 
 
 def _send(wire: _Wire, sql: str | bytes, parameters: Sequence[object] | None) -> Deferred[list[Row]]:

@@ -10,7 +10,7 @@ from psycopg2.extensions import make_dsn, parse_dsn
 from twisted.internet.defer import CancelledError, Deferred, gatherResults
 from twisted.trial.unittest import TestCase
 
-from mailgate.storage.pool import Connection, DatabaseRefused, Pool, Row, StorageUnavailable, check_server
+from mailgate.storage.pool import Connection, DatabaseRefused, Execute, Pool, Row, StorageUnavailable, check_server
 from tests.support import postgres
 from tests.support.waiting import reactor, until
 
@@ -240,6 +240,20 @@ class ConnectTests(PoolTestCase):
         slow = Deferred.fromCoroutine(connection.execute("SELECT pg_sleep(2)"))
         reactor.callLater(1, postgres.query, admin, f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
         assert len(await slow) == 1
+
+    async def test_a_stop_ends_a_connection_that_is_being_set_up(self) -> None:
+        """Whatever it waits for: the handshake, or a statement of the set-up."""
+
+        async def slow(execute: Execute) -> None:
+            await execute("SELECT pg_sleep(20)")
+
+        asked = "SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(20)' AND state = 'active'"
+        setting_up = self.connection(setup=slow)
+        await until(reactor, lambda: postgres.query(self.dsn, asked) == [(1,)], what="the set-up")
+        await setting_up.stop()
+        await until(reactor, lambda: postgres.query(self.dsn, asked) == [(0,)], what="the end of it")
+        await self.connection().stop()
+        assert self.flushLoggedErrors() == []  # type: ignore[no-untyped-call]  # Twisted's
 
     async def test_a_query_waits_for_a_connection_no_longer_than_its_patience(self) -> None:
         """However long the statement itself may take: an outage is answered with 451 soon."""
