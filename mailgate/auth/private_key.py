@@ -36,6 +36,11 @@ _PADDING = PKCS1v15()
 _PREHASHED = Prehashed(SHA256())
 
 
+def record_text(key_type: str, public_text: str) -> str:
+    """The text of the DNS record of a key: `k=` and `p=` (RFC 6376 section 3.6.1)."""
+    return f"v=DKIM1; k={key_type}; p={public_text}"
+
+
 @dataclass(frozen=True, slots=True)
 class PrivateKey:
     """A key of a domain of ours."""
@@ -62,7 +67,12 @@ class PrivateKey:
     @property
     def record(self) -> str:
         """The text of the DNS record. As everybody publishes it, `p=` of an RSA key is a SubjectPublicKeyInfo."""
-        return f"v=DKIM1; k={self.type}; p={base64.b64encode(self.public_octets).decode('ascii')}"
+        return record_text(self.type, self.public_text)
+
+    @property
+    def public_text(self) -> str:
+        """What `p=` says."""
+        return base64.b64encode(self.public_octets).decode("ascii")
 
     @property
     def public_octets(self) -> bytes:

@@ -27,15 +27,14 @@ from mailgate.auth.private_key import KeyType, PrivateKey, generate_key
 from mailgate.cli.address import domain_argument, readable_domain
 from mailgate.cli.database import Database, Failure, Invocation, pass_invocation
 from mailgate.cli.domain import optional_domain
-from mailgate.cli.domain_records import DomainRecord, FormFields
-from mailgate.cli.lookup import configured_resolver, in_reactor
+from mailgate.cli.domain_records import DomainRecord, FormFields, key_record
+from mailgate.cli.lookup import answers_to
 from mailgate.cli.output import Column, count, json_option, local_time, print_list, print_note
-from mailgate.dns.answer import Answer, Outcome, RecordType
+from mailgate.dns.answer import Answer, Outcome
 from mailgate.sealing import MasterKey, UnusableKey, find_master_key, read_master_key
 
 if TYPE_CHECKING:
     from mailgate.config import Config
-    from mailgate.dns.settle import Resolver
 
 # Mail that a retired key has signed is read this long: queues give up sooner, and mail is read once it is there.
 RECORD_KEPT = timedelta(days=7)
@@ -59,8 +58,7 @@ class Key:
     @property
     def dns(self) -> DomainRecord:
         """The record that belongs to it."""
-        content = f"v=DKIM1; k={self.algorithm}; p={self.public_key}"
-        return DomainRecord(f"{self.selector}._domainkey.{self.domain}", RecordType.TXT, content, "DKIM: a key")
+        return key_record(self.domain, self.selector, self.algorithm, self.public_key)
 
     def cells(self) -> tuple[str, ...]:
         """What a table shows of it."""
@@ -241,7 +239,7 @@ def _make(
                 algorithm=key.type,
                 sealed_key=sealed,
                 master_key_id=master_key.id,
-                public_key=key.record.rpartition("p=")[2],
+                public_key=key.public_text,
             )
     names = {key.selector for key, _ in made}
     return [key for key in _keys(database, domain) if key.selector in names]
@@ -265,16 +263,8 @@ def _say_what_next(domain: str) -> None:
 # ---------------------------------------------------------------- DNS
 
 
-async def _lookups(resolver: Resolver, keys: Sequence[Key]) -> list[Answer]:
-    found = []
-    for key in keys:
-        answer = resolver.lookup(key.dns.name, RecordType.TXT)
-        found.append(answer if isinstance(answer, Answer) else await answer)
-    return found
-
-
 def _answers(config: Config, keys: Sequence[Key]) -> list[Answer]:
-    return in_reactor(lambda reactor: _lookups(configured_resolver(reactor, config), keys))
+    return answers_to(config, [key.dns.question for key in keys])
 
 
 # ---------------------------------------------------------------- commands

@@ -12,19 +12,17 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
+from mailgate.auth.private_key import record_text
 from mailgate.cli.address import domain_argument, readable_domain
 from mailgate.cli.database import Failure, Invocation, pass_invocation
 from mailgate.cli.domain import id_of_domain
-from mailgate.cli.lookup import configured_resolver, in_reactor
+from mailgate.cli.lookup import answers_to, text_of
 from mailgate.cli.output import Column, json_option, print_list, print_note
-from mailgate.dns.answer import Answer, Outcome, RecordType
-
-if TYPE_CHECKING:
-    from mailgate.dns.settle import Resolver
+from mailgate.dns.answer import Answer, Outcome, Question, RecordType
 
 _STRING_OCTETS = 255  # RFC 1035 section 3.3: of one character-string
 _TTL_SECONDS = 3600
@@ -39,6 +37,11 @@ class DomainRecord:
     content: str  # TXT unquoted; names without the final dot
     purpose: str
     priority: int | None = None  # of MX
+
+    @property
+    def question(self) -> Question:
+        """What to ask for it."""
+        return Question(self.name, self.type)
 
     def zone_line(self) -> str:
         """The record as a zone file has it, its name absolute."""
@@ -117,6 +120,12 @@ class _Checked:
         }
 
 
+def key_record(domain: str, selector: str, algorithm: str, public_key: str) -> DomainRecord:
+    """The record of a DKIM key; `public_key` is its p= value."""
+    content = record_text(algorithm, public_key)
+    return DomainRecord(f"{selector}._domainkey.{domain}", RecordType.TXT, content, "DKIM: a key")
+
+
 def records_for(
     name: str, host: str, addresses: Sequence[str], keys: Sequence[tuple[str, str, str]]
 ) -> tuple[DomainRecord, ...]:
@@ -132,12 +141,7 @@ def records_for(
         DomainRecord(name, RecordType.TXT, "v=spf1 mx -all", "SPF: who sends mail for the domain"),
         DomainRecord(host, RecordType.TXT, "v=spf1 a -all", "SPF: who uses the machine's name in HELO"),
     ]
-    found += [
-        DomainRecord(
-            f"{selector}._domainkey.{name}", RecordType.TXT, f"v=DKIM1; k={algorithm}; p={public_key}", "DKIM: a key"
-        )
-        for selector, algorithm, public_key in keys
-    ]
+    found += [key_record(name, selector, algorithm, public_key) for selector, algorithm, public_key in keys]
     found += [
         DomainRecord(
             f"_dmarc.{name}",
@@ -157,7 +161,7 @@ def records_for(
 
 def compared(wanted: DomainRecord, answer: Answer) -> _Checked:
     """The record beside what the DNS has: "there" where it serves its purpose, whatever it says in detail."""
-    texts = tuple(_text(record) for record in answer.records)
+    texts = tuple(text_of(record) for record in answer.records)
     if answer.outcome is Outcome.FAILURE:
         return _Checked(wanted, "unknown", (answer.detail or answer.rcode,))
     if wanted.type is not RecordType.TXT:
@@ -167,20 +171,6 @@ def compared(wanted: DomainRecord, answer: Answer) -> _Checked:
     alike = tuple(text for text in texts if text.lower().startswith(version.lower()))
     is_there = wanted.content in alike if version == "v=DKIM1" else len(alike) == 1
     return _Checked(wanted, "there" if is_there else "different" if alike else "missing", alike)
-
-
-def _text(record: object) -> str:
-    if isinstance(record, bytes):
-        return record.decode("utf-8", "backslashreplace")
-    return " ".join(map(str, record)) if isinstance(record, tuple) else str(record)
-
-
-async def _checked(resolver: Resolver, wanted: Sequence[DomainRecord]) -> list[_Checked]:
-    found = []
-    for record in wanted:
-        answer = resolver.lookup(record.name, record.type)
-        found.append(compared(record, answer if isinstance(answer, Answer) else await answer))
-    return found
 
 
 def _addresses_option(_context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> list[str]:
@@ -223,7 +213,8 @@ def records(
     if not keys:
         print_note(f"there are no DKIM keys yet: `mailgate dkim generate {readable_domain(name)}` makes them")
     if check:
-        found = in_reactor(lambda reactor: _checked(configured_resolver(reactor, config), wanted))
+        answers = answers_to(config, [record.question for record in wanted])
+        found = [compared(record, answer) for record, answer in zip(wanted, answers, strict=True)]
         columns = (Column("STATE"), Column("TYPE"), Column("NAME"), Column("FOUND", is_flexible=True))
         print_list(found, columns, as_json=as_json, note="")
         absent = [each for each in found if each.state != "there"]

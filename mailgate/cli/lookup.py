@@ -1,7 +1,7 @@
 """`mailgate lookup`: what the gate sees in the DNS.
 
 It asks with the gate's own resolver and as config says, but not through a running gate: its memory starts empty. What
-is found is a `Report`; only the command itself prints, and only `in_reactor` runs a reactor.
+is found is a `Report`; only the command itself prints, and only `_in_reactor` runs a reactor.
 
 Standards: RFC 5321 section 5.1 (MX, and hosts without), RFC 7505 (null MX), RFC 7208 section 4.5 (which record is
 SPF's), RFC 6376 section 3.6 (keys), RFC 9989 section 4.10 (the DMARC tree walk), RFC 7672 and RFC 8461 (TLS of hosts).
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import ipaddress
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -96,7 +96,7 @@ class Inquiry:
 
     async def _records(self, record_type: RecordType, name: str) -> Report:
         answer = await self._found(name, record_type)
-        texts = [_text(record) for record in answer.records]
+        texts = [text_of(record) for record in answer.records]
         return Report(
             (record_type.value, "TTL"),
             tuple((text, str(answer.ttl_seconds)) for text in texts),
@@ -176,7 +176,7 @@ class Inquiry:
         answer = await self._ask(domain, RecordType.TXT)
         if answer.outcome in (Outcome.NXDOMAIN, Outcome.FAILURE):
             raise Failure(_why_not(answer))
-        texts = [_text(record) for record in answer.records if isinstance(record, bytes) and _is_spf(record)]
+        texts = [text_of(record) for record in answer.records if isinstance(record, bytes) and _is_spf(record)]
         if not texts:
             raise Failure(f"{domain} has no SPF record")
         return Report(
@@ -194,7 +194,7 @@ class Inquiry:
         records = []
         has_key = False
         for record in answer.records:
-            text = _text(record)
+            text = text_of(record)
             key, is_usable = _key_in(Answer(answer.question, Outcome.ANSWER, (record,)))
             has_key = has_key or is_usable
             rows.append((key, text, str(answer.ttl_seconds)))
@@ -211,7 +211,7 @@ class Inquiry:
         records = []
         for step in walk(domain, Answers(known)):
             answer = known[question_for(step.domain)]
-            texts = [_text(record) for record in answer.records]
+            texts = [text_of(record) for record in answer.records]
             rows += [(answer.question.name, text) for text in texts or [f"({_why_not(answer)})"]]
             records.append({**_about(answer), "values": texts})
         problem = ""
@@ -252,7 +252,7 @@ class Inquiry:
                     "tls": host.tls.level.value,
                     "tls_source": host.tls.source,
                     "tls_names": host.tls.names,
-                    "tlsa": [_text(record) for record in host.tls.tlsa],
+                    "tlsa": [text_of(record) for record in host.tls.tlsa],
                     "trouble": trouble,
                 }
             )
@@ -270,7 +270,7 @@ def _why_tls(demand: TlsDemand) -> str:
             return "config" + (f": a certificate of {names}" if demand.level is TlsLevel.VERIFY else "")
         case "dane" if demand.tlsa:
             return "DANE: " + "; ".join(
-                _text((usage, selector, kind, data[:8])) + "…" for usage, selector, kind, data in demand.tlsa
+                text_of((usage, selector, kind, data[:8])) + "…" for usage, selector, kind, data in demand.tlsa
             )
         case "dane":
             return "DANE: TLSA records of which none can be used"
@@ -282,7 +282,7 @@ def _why_tls(demand: TlsDemand) -> str:
 _MX_COLUMNS = ("ORDER", "PREFERENCE", "HOST", "ADDRESSES")
 
 
-def _text(record: object) -> str:
+def text_of(record: object) -> str:
     """A record's value for people and JSON."""
     if isinstance(record, bytes):
         return record.decode("utf-8", "backslashreplace")
@@ -397,7 +397,7 @@ def lookup(
         if config is None:
             resolver = CachingResolver(reactor, () if server is None else (server,))
         else:
-            resolver = configured_resolver(reactor, config)
+            resolver = _configured_resolver(reactor, config)
         try:
             return await Inquiry(resolver, _router(reactor, resolver, config) if kind == "route" else None).of(
                 kind, name
@@ -405,7 +405,7 @@ def lookup(
         except Failure as failure:
             return failure
 
-    report = in_reactor(inquire)
+    report = _in_reactor(inquire)
     if isinstance(report, Failure):
         raise report
     if as_json:
@@ -420,7 +420,7 @@ def lookup(
         raise Failure(report.problem)
 
 
-def configured_resolver(reactor: Any, config: Config) -> CachingResolver:  # Any: as in CachingResolver
+def _configured_resolver(reactor: Any, config: Config) -> CachingResolver:  # Any: as in CachingResolver
     """A resolver that asks as config says."""
     from mailgate.dns.resolver import CachingResolver
 
@@ -464,7 +464,18 @@ class _NothingKept:
         """Nothing will be."""
 
 
-def in_reactor(ask: Callable[[Any], Awaitable[_T]]) -> _T:  # Any: as in CachingResolver
+def answers_to(config: Config, questions: Sequence[Question]) -> list[Answer]:
+    """The answers to these questions, in their order, all asked at once. Runs a reactor."""
+
+    async def ask(reactor: Any) -> list[Answer]:  # Any: as in CachingResolver
+        resolver = _configured_resolver(reactor, config)
+        asked = [resolver.lookup(question.name, question.type) for question in questions]
+        return [answer if isinstance(answer, Answer) else await answer for answer in asked]
+
+    return _in_reactor(ask)
+
+
+def _in_reactor(ask: Callable[[Any], Awaitable[_T]]) -> _T:  # Any: as in CachingResolver
     """What the function comes to in a reactor of its own, of which a process can have one."""
     from twisted.internet.defer import Deferred
     from twisted.internet.task import react
