@@ -46,6 +46,7 @@ from mailgate.config_values import (
     Seconds,
     ServerAddress,
     ServerName,
+    hostname_of,
     server_address,
 )
 from mailgate.policy.plugin import Provider, providers
@@ -84,10 +85,6 @@ def _own_hostname(known: Mapping[str, Any]) -> str:  # Any: as in Derived
     if not DOMAIN.fullmatch(name):
         raise Wrong(f"it is missing, and this machine's own name, {name!r}, is not a domain name", "add it")
     return name.lower()
-
-
-def _hostname(known: Mapping[str, Any]) -> object:  # Any: as in Derived
-    return known["hostname"]
 
 
 def _embedded_folder(known: Mapping[str, Any]) -> object:  # Any: as in Derived
@@ -313,8 +310,8 @@ class Config:
 
     file: Annotated[Path, Key("")]
     hostname: Annotated[str, DomainName(), Derived(_own_hostname)]
-    node: Annotated[str, Text("a name for this node"), Derived(_hostname)]
-    authserv_id: Annotated[str, DomainName(), Derived(_hostname)]
+    node: Annotated[str, Text("a name for this node"), Derived(hostname_of)]
+    authserv_id: Annotated[str, DomainName(), Derived(hostname_of)]
     data_folder: Annotated[Path, FolderPath()] = Path("/var/lib/mailgate")
     postmaster: Annotated[str | None, MailboxAddress()] = None
     database: Database

@@ -5,22 +5,17 @@ Each dataclass is a section and each field a key, as in `mailgate.config`, which
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from mailgate.config_values import LAST_PORT, Count, DomainName, KeyPath, MailboxAddress, Seconds
+from mailgate.config_values import LAST_PORT, Count, DomainName, KeyPath, MailboxAddress, Seconds, hostname_of
 from mailgate.toml import ByName, Derived, FilePath, Integer, IpAddress, ListOf, Number, OneOf, Reader, Text, Wrong
 
 _DAY = 86_400
 LongSeconds = Number(1, 366 * _DAY, "a time in seconds")
 TlsWord = Literal["none", "opportunistic", "encrypt", "verify", "dane"]
 _TLS_WORDS = ("none", "opportunistic", "encrypt", "verify", "dane")
-
-
-def _hostname(known: Mapping[str, Any]) -> object:  # Any: as in Derived
-    return known["hostname"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +137,6 @@ class Reports:
     dmarc: bool = True
     dmarc_without_pass: bool = False
     tls: bool = True
-    organization: Annotated[str, Text("a name"), Derived(_hostname)]
+    organization: Annotated[str, Text("a name"), Derived(hostname_of)]
     contact: Annotated[str | None, MailboxAddress()] = None
     keep_days: Annotated[int, Integer(1, 36_500, "a number of days")] = 365

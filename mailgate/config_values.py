@@ -12,9 +12,10 @@ import ipaddress
 import os
 import re
 import stat
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import psycopg2
 from psycopg2.extensions import parse_dsn
@@ -167,6 +168,11 @@ Count = Integer(1, 1 << 31, "a number of them")
 Seconds = Number(0.1, 86_400, "a time in seconds")
 Days = Integer(1, 36_500, "a number of days")
 Networks = Annotated[tuple[Network, ...], ListOf(IpNetwork())]
+
+
+def hostname_of(known: Mapping[str, Any]) -> object:  # Any: as in Derived
+    """The hostname, from which other keys follow."""
+    return known["hostname"]
 
 
 def server_address(text: str, default_port: int = DNS_PORT) -> tuple[str, int] | None:

@@ -82,9 +82,10 @@ def yesterday() -> date:
 
 def reporter_of(invocation: Invocation) -> Reporter:
     """Who we are in reports, by the configuration."""
-    config = invocation.config()
-    reports = config.reports
-    return Reporter(reports.organization, reports.contact or f"postmaster@{config.hostname}", config.hostname)
+    # Imported here: it brings all of the service.
+    from mailgate.settings import report_settings
+
+    return report_settings(invocation.config()).reporter
 
 
 def note_unproven(database: Database, query: str, domain: str, since: datetime, shows_all: bool) -> None:

@@ -14,7 +14,6 @@ from random import SystemRandom
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred, gatherResults
-from twisted.logger import Logger
 
 from mailgate.outbound.connection import ClientTimeouts, MailSender, connect
 from mailgate.outbound.counted import counted
@@ -42,8 +41,6 @@ if TYPE_CHECKING:
     from mailgate.outbound.route import RouterSettings
     from mailgate.policy.signing import Signing
     from mailgate.storage.directory import Directory
-
-_log = Logger()
 
 
 @dataclass(frozen=True, slots=True)
